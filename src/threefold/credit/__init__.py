@@ -1,0 +1,106 @@
+"""Who deserves what: advantage estimators as pure functions on tensors, and the one door they all go through.
+
+Shapes are in the names, here and everywhere in Threefold:
+
+    B  episodes of the generation batch (all processes together)
+    G  members of a group, the episodes of one prompt
+    K  turns of an episode
+    T  tokens of a completion, padded on the right
+    A  tokens of a final answer, padded on the right
+    V  vocabulary (no tensor of ours ever has this axis together with B and T)
+
+An estimator sees the whole generation batch of all processes, so its answer is the same on each of them, and
+the trainer stays blind to the algorithm: it measures the signals that `needs` names, calls `assign`, and
+hands the values to TRL's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+Signal = Literal["policy", "base", "ablated_answer"]
+"""A measurement on a model, by what it costs: "policy" (one forward without gradient: log-probabilities and
+entropies; free where TRL computes old log-probabilities anyway), "base" (one forward of the frozen initial
+model) and "ablated_answer" (one short forward of the answers without their reasoning; implies "policy")."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What was measured on the models before credit is given; a field is None where it was not asked for.
+
+    All log-probabilities are of the sampled tokens, in nats, at the sampling temperature, without gradient.
+    """
+
+    logp_BT: Tensor | None = None
+    """Under the policy that sampled them."""
+    entropy_BT: Tensor | None = None
+    """Entropy of the policy's full next-token distribution, in nats."""
+    base_logp_BT: Tensor | None = None
+    """Under the frozen initial model."""
+    thinking_BT: Tensor | None = None
+    """bool: the tokens of the reasoning, before the answer and its lead-in; the whole completion where no
+    answer was found."""
+    answer_BA: Tensor | None = None
+    """bool: valid entries of the two tensors below. A row without an answer has none."""
+    answer_logp_BA: Tensor | None = None
+    """log p(A | Q, T): the answer's tokens after the reasoning."""
+    ablated_answer_logp_BA: Tensor | None = None
+    """log p(A | Q): the same tokens teacher-forced without the reasoning."""
+
+
+@dataclass(frozen=True)
+class CreditBatch:
+    """The episodes of one generation step, on all processes."""
+
+    rewards: Mapping[str, Tensor]
+    """(B,) by reward function, in the trainer's order; NaN where a function gave no score."""
+    weights: Mapping[str, float]
+    """Weight of each reward function."""
+    group_B: Tensor
+    """Group index of each episode, int64. Groups may have any size."""
+    mask_BT: Tensor
+    """bool: tokens that the agent wrote and that are trained (`turn_ids >= 0`)."""
+    turn_BT: Tensor
+    """Turn index of each token, -1 where masked; int64."""
+    signals: Signals = field(default_factory=Signals)
+    truncated_B: Tensor | None = None
+    """bool: the completion was cut off by a limit."""
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What an estimator answers."""
+
+    values: Tensor
+    """(B,) where constant over a row, else (B, T) and zero where masked. The difference matters: with
+    sequence-level ratios an expanded constant is not bit-equal."""
+    outcome_B: Tensor
+    """(B,) the advantage that outcomes alone would have given: what the method is compared with."""
+    reward_B: Tensor
+    """(B,) the scalar reward that was normalised, NaN where unscorable."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    episode_signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B,) each, for the record and the report."""
+    token_signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B, T) each, for the record and the report."""
+
+
+@runtime_checkable
+class CreditEstimator(Protocol):
+    """The door. Twenty lines make a new one: see docs/credit.md."""
+
+    @property
+    def needs(self) -> frozenset[Signal]:
+        """The signals to be measured before `assign`; an empty set costs nothing."""
+        ...
+
+    def check(self, reward_names: Sequence[str], group_size: int) -> None:
+        """Raise ValueError before the first step if this estimator cannot work with these rewards and
+        groups."""
+        ...
+
+    def assign(self, batch: CreditBatch) -> Advantages: ...
