@@ -1,0 +1,78 @@
+"""The contract between an environment and the rollout that drives it.
+
+An environment object plays one episode at a time; the rollout makes as many as it needs side by side and
+closes each one in a `finally`. The start of an episode depends on (task, seed) alone, so all members of a
+group begin alike; later chance may depend on the member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from threefold.trajectory import Trajectory, Violation
+
+Message = Mapping[str, str]
+"""A chat message: {"role": "system" | "user" | "assistant", "content": text}."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done: an id and the fields that the environment understands."""
+
+    id: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the environment answers to a reset or to an action."""
+
+    messages: tuple[Message, ...] = ()
+    """Messages to append to the agent's context."""
+    action: str = ""
+    """The action as the environment understood it; empty after a reset."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Reward of the turn by channel."""
+    state: Mapping[str, float] = field(default_factory=dict)
+    terminated: bool = False
+    """The task has come to its end."""
+    truncated: bool = False
+    """The environment's limit on turns has been reached."""
+    success: bool | None = None
+    violation: Violation | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.terminated or self.truncated or self.violation is not None
+
+
+@dataclass(frozen=True)
+class EpisodeScore:
+    """An episode's scores for the whole trajectory, given after the batch has been rolled out."""
+
+    rewards: Mapping[str, float | None]
+    success: bool | None = None
+    violation: Violation | None = None
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Implement these to train on something new; `envs.toy` is a complete example."""
+
+    def reset(self, task: Task, seed: int, member: int) -> Observation:
+        """Begin an episode. What is observed here must depend on (task, seed) alone."""
+        ...
+
+    def step(self, action_text: str) -> Observation:
+        """Take what the agent said in this turn and answer it. Never raises for anything an agent may say."""
+        ...
+
+    def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+        """Reward whole trajectories, once a batch after the rollouts: the place where judges live."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the episode holds (processes, files)."""
+        ...
