@@ -1,0 +1,231 @@
+"""Episodes of many turns, side by side: one environment a row, one batched call of the sampler a turn.
+
+The dialogue grows and is never tokenised twice: what the agent wrote stays as the sampler's ids, and only the
+environment's new messages are tokenised, each with the chat template's own markers around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+from threefold.envs.base import Environment, Message, Observation, Task
+from threefold.trajectory import Opening, Segment, Trajectory, Turn, Violation
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that is needed here."""
+
+    eos_token_id: int | None
+
+    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+
+GenerateTurn = Callable[[Sequence[Sequence[int]], int], list[tuple[list[int], list[float] | None]]]
+"""(contexts, max_new_tokens) -> (token ids, log-probabilities or None) of one turn for each context."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of an episode."""
+
+    turns: int = 16
+    turn_tokens: int = 64
+    """New tokens the agent may write in one turn."""
+    completion_tokens: int = 512
+    """Tokens after the opening, the environment's included."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where one episode starts: the members of a group share all but `member`."""
+
+    task: Task
+    seed: int
+    group_id: int
+    member: int
+
+
+class _Row:
+    """One running episode."""
+
+    def __init__(self, start: Start, environment: Environment) -> None:
+        self.start = start
+        self.environment = environment
+        self.token_ids: list[int] = []
+        self.turn_ids: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.turns: list[Turn] = []
+        self.opening = Opening("")
+        self.prompt_length = 0
+        self.last = Observation()
+        self.ended = ""
+
+    def append(self, ids: Sequence[int], turn: int, logprobs: Sequence[float | None] | None = None) -> None:
+        self.token_ids.extend(ids)
+        self.turn_ids.extend([turn] * len(ids))
+        self.logprobs.extend(logprobs if logprobs is not None else [None] * len(ids))
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+
+def run_episodes(
+    starts: Sequence[Start],
+    make_environment: Callable[[], Environment],
+    generate: GenerateTurn,
+    tokenizer: Tokenizer,
+    *,
+    limits: Limits | None = None,
+    environment_name: str = "",
+) -> list[Trajectory]:
+    """Play every episode of `starts` to its end and score it.
+
+    Rows that have ended cost nothing more. An environment that raises ends its own episode with
+    `ended="error: ..."` and a None reward; the others go on.
+
+    Returns:
+        One `Trajectory` for each start, in order.
+    """
+    limits = limits or Limits()
+    with ExitStack() as open_environments:  # closes each one, whatever happens here or in another's close()
+        rows = []
+        for start in starts:
+            environment = make_environment()
+            open_environments.callback(environment.close)
+            rows.append(_Row(start, environment))
+        for row in rows:
+            _guarded(row, partial(_open, row, tokenizer))
+        for turn in range(limits.turns):
+            live = [row for row in rows if not row.ended]
+            if not live:
+                break
+            budget = [limits.completion_tokens - row.completion_length for row in live]
+            outputs = generate([row.token_ids for row in live], min(limits.turn_tokens, max(budget)))
+            for row, left, (ids, logprobs) in zip(live, budget, outputs, strict=True):
+                _take_turn(row, turn, ids[:left], logprobs[:left] if logprobs else None, tokenizer, limits)
+        for row in rows:
+            row.ended = row.ended or "truncated"
+        return _score(rows, environment_name)
+
+
+def _guarded(row: _Row, act: Callable[[], None]) -> None:
+    """An environment's failure ends its own episode; the reason goes into the record."""
+    try:
+        act()
+    except Exception as error:  # an environment may fail in any way; the others' episodes must not be lost
+        row.ended = f"error: {type(error).__name__}: {error}"
+
+
+def _open(row: _Row, tokenizer: Tokenizer) -> None:
+    observation = row.environment.reset(row.start.task, row.start.seed, row.start.member)
+    ids = tokenizer.apply_chat_template(
+        list(observation.messages), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    row.append(ids, -1)
+    row.prompt_length = len(ids)
+    row.opening = Opening("\n".join(m["content"] for m in observation.messages), dict(observation.state))
+    row.last = observation
+
+
+def _take_turn(
+    row: _Row,
+    turn: int,
+    ids: Sequence[int],
+    logprobs: Sequence[float | None] | None,
+    tokenizer: Tokenizer,
+    limits: Limits,
+) -> None:
+    row.append(ids, turn, logprobs)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+
+    def act() -> None:
+        observation = row.last = row.environment.step(text)
+        row.turns.append(
+            Turn(
+                text=text,
+                action=observation.action,
+                observation="\n".join(m["content"] for m in observation.messages),
+                rewards=dict(observation.rewards),
+                state=dict(observation.state),
+            )
+        )
+        if observation.violation is not None:
+            row.ended = "violation"
+        elif observation.done:
+            row.ended = "terminated" if observation.terminated else "truncated"
+        else:
+            answer = _between_turns(ids, observation.messages, tokenizer)
+            if row.completion_length + len(answer) >= limits.completion_tokens:
+                row.ended = "length"
+            else:
+                row.append(answer, -1)
+
+    _guarded(row, act)
+    if len(row.turns) == turn:  # the environment failed: the text is kept, the turn has no answer
+        row.turns.append(Turn(text=text))
+
+
+def _between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Tokens that close the agent's turn, say the environment's messages and open the next turn.
+
+    A chat template renders whole conversations, so the piece is cut out of two renderings that differ only in
+    what follows a fixed assistant message. The agent's own end token is not written twice.
+    """
+    stub: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+    render = {"tokenize": True, "return_dict": False}
+    before = tokenizer.apply_chat_template(stub, **render)
+    after = tokenizer.apply_chat_template([*stub, *messages], add_generation_prompt=True, **render)
+    if after[: len(before)] != before:
+        raise ValueError(
+            "the chat template changes earlier turns when messages are added, so a dialogue cannot be "
+            "continued token by token; use a template whose rendering only grows"
+        )
+    eos = tokenizer.eos_token_id
+    closing = before[len(before) - before[::-1].index(eos) - 1 :] if eos in before else []
+    if closing and written and written[-1] == eos:
+        closing = closing[1:]
+    return [*closing, *after[len(before) :]]
+
+
+def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
+    """Assemble the trajectories and let an environment give each its episode rewards."""
+    trajectories = [_trajectory(row, environment_name) for row in rows]
+    whole = [i for i, row in enumerate(rows) if not row.ended.startswith("error")]
+    if not whole:
+        return trajectories
+    try:
+        scores = rows[whole[0]].environment.score([trajectories[i] for i in whole])
+    except Exception as error:  # a judge may fail in any way; its episodes stay, unscored
+        ended = f"error: {type(error).__name__}: {error}"
+        return [replace(t, ended=ended) if i in whole else t for i, t in enumerate(trajectories)]
+    for i, score in zip(whole, scores, strict=True):
+        success = score.success if score.success is not None else trajectories[i].success
+        violation = score.violation or trajectories[i].violation
+        trajectories[i] = replace(
+            trajectories[i], rewards=dict(score.rewards), success=success, violation=violation
+        )
+    return trajectories
+
+
+def _trajectory(row: _Row, environment_name: str) -> Trajectory:
+    violation: Violation | None = row.last.violation
+    return Trajectory(
+        task_id=row.start.task.id,
+        group_id=row.start.group_id,
+        member=row.start.member,
+        seed=row.start.seed,
+        environment=environment_name or type(row.environment).__name__,
+        opening=row.opening,
+        segments=(Segment(tuple(row.token_ids), tuple(row.turn_ids), tuple(row.logprobs)),),
+        turns=tuple(row.turns),
+        success=row.last.success,
+        violation=violation,
+        ended=row.ended,
+        task=dict(row.start.task.fields),
+    )

@@ -1,0 +1,79 @@
+"""The contract of a sampler: prompts as token ids in, sampled token ids with log-probabilities out.
+
+Nothing here imports torch, so a sampler that talks to a server costs no more than its client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How tokens are drawn.
+
+    Raises:
+        ValueError: A value is outside its range.
+    """
+
+    max_new_tokens: int
+    """Most tokens of a sample, the end token included; at least 1."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most probable token (greedy) and ignores `top_p` and `top_k`."""
+    top_p: float = 1.0
+    """Draw from the smallest set of most probable tokens that has this much probability; 1 is off."""
+    top_k: int = 0
+    """Draw from this many most probable tokens, before `top_p` is applied to what they share; 0 is off."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"temperature must be a finite number, 0 (greedy) or greater, got {self.temperature}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], 1 is off, got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or greater, got {self.top_k}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt."""
+
+    token_ids: tuple[int, ...]
+    """What was sampled, the end token included where it ended the sample; never empty."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token in nats, at the sampling temperature (1 where greedy), over the whole
+    vocabulary: `top_p` and `top_k` narrow what is drawn, not what is reported."""
+    finish_reason: Literal["stop", "length"]
+    """"stop": the last token is an end token. "length": `max_new_tokens` were written without one."""
+
+
+class Sampler(Protocol):
+    """Whatever continues prompts."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        parameters: SamplingParameters,
+        *,
+        samples_per_prompt: int = 1,
+        seed: int | None = None,
+    ) -> list[Sample]:
+        """Continue every prompt `samples_per_prompt` times.
+
+        Args:
+            prompts: Token ids of each prompt, without padding.
+            parameters: How to draw.
+            samples_per_prompt: Samples of each prompt.
+            seed: The same seed gives the same samples whatever was drawn before; None draws on from global
+                state.
+
+        Returns:
+            `len(prompts) * samples_per_prompt` samples, prompt by prompt: those of prompt 0 first.
+        """
+        ...

@@ -1,0 +1,329 @@
+"""Sampling with a Hugging Face causal language model in memory, the default for training and evaluation.
+
+The decode loop is our own because `generate` repeats two costs that group sampling makes large: it forwards
+the prompt once for each of the G copies, and it carries every row on until the longest one ends. Here a
+prompt is forwarded once in a batch and its keys and values are copied to its samples, and a row that ends
+leaves the batch.
+
+Each sample draws from a random stream of its own, keyed by (seed, its place in the result): which rows share
+a batch, which of them end early, and how many prompts follow do not touch it. Only sampling by
+`SamplingParameters` happens; other settings of `generation_config` (repetition penalties, bad words, ...) are
+not applied, because log-probabilities under them would not be the policy's.
+
+Shapes: R rows in a batch, U different prompts among them, L padded prompt length, T new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from threefold.rollout.samplers import Sample, SamplingParameters
+
+logger = logging.getLogger(__name__)
+
+_CACHE_NAMES = ("past_key_values", "cache_params")
+"""What models call their cache, as argument and as output; the second is the Mamba family's."""
+
+
+@dataclass
+class _Decoding:
+    """Rows that are being decoded: everything the next forward needs."""
+
+    logits_RV: Tensor
+    cache: Any
+    mask_RL: Tensor
+    """Attention mask over the prompt and the tokens so far: 0 at left padding."""
+    position_R: Tensor
+    """Position of the next token."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make the batch consist of these of its rows, in this order; a row may be named several times."""
+        if list(rows) == list(range(self.mask_RL.size(0))):
+            return
+        index = torch.tensor(rows, device=self.mask_RL.device)
+        self.cache.reorder_cache(index)
+        self.mask_RL, self.position_R = self.mask_RL[index], self.position_R[index]
+        self.logits_RV = self.logits_RV[index.to(self.logits_RV.device)]
+
+
+class TransformersSampler:
+    """Continues prompts with a causal language model of transformers, PEFT models included.
+
+    The model is used as it is at each call: weights that a trainer changed are seen at once, and modules in
+    train mode are put into evaluation mode for the call and restored.
+
+    Args:
+        model: A causal language model whose forward takes an attention mask and a cache.
+        tokenizer: Asked for `eos_token_id` only; None where `model.generation_config` names the end tokens.
+        batch_size: Most rows decoded at once. Rows are sorted by prompt length, so that padding stays small.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
+        TypeError: The model's forward takes no attention mask or no cache.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._accepts = frozenset(inspect.signature(base.forward).parameters)
+        names = [name for name in _CACHE_NAMES if name in self._accepts]
+        if not names or "attention_mask" not in self._accepts:
+            raise TypeError(
+                f"{type(base).__name__}.forward takes {sorted(self._accepts)}: sampling needs attention_mask "
+                f"and one of {', '.join(_CACHE_NAMES)}"
+            )
+        self._cache_name = names[0]
+        self._may_reorder = True
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        parameters: SamplingParameters,
+        *,
+        samples_per_prompt: int = 1,
+        seed: int | None = None,
+    ) -> list[Sample]:
+        """Continue every prompt `samples_per_prompt` times.
+
+        Args:
+            prompts: Token ids of each prompt, without padding, at least one token each.
+            parameters: How to draw.
+            samples_per_prompt: Samples of each prompt, at least 1.
+            seed: At least 0. The sample at place i of the result depends on its prompt, the parameters, the
+                seed and i alone (up to rounding, which may differ between batch shapes). None takes a seed
+                from torch's global generator, so `torch.manual_seed` governs.
+
+        Returns:
+            `len(prompts) * samples_per_prompt` samples, prompt by prompt: those of prompt 0 first.
+
+        Raises:
+            ValueError: A prompt is empty, holds an id outside the vocabulary, or leaves no room in the
+                model's context; the message names its row.
+            FloatingPointError: The model answered with NaN or infinity.
+        """
+        if samples_per_prompt < 1:
+            raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, ()))
+        elif seed < 0:
+            raise ValueError(f"seed must be 0 or greater, got {seed}")
+        self._check(prompts, parameters.max_new_tokens)
+        rows = [tuple(prompt) for prompt in prompts for _ in range(samples_per_prompt)]
+        by_length = sorted(range(len(rows)), key=lambda row: (len(rows[row]), rows[row]))
+        samples: dict[int, Sample] = {}
+        with _evaluation_mode(self.model), torch.no_grad():
+            for begin in range(0, len(rows), self.batch_size):
+                batch = by_length[begin : begin + self.batch_size]
+                decoded = self._decode([rows[row] for row in batch], batch, parameters, seed)
+                samples.update(zip(batch, decoded, strict=True))
+        return [samples[row] for row in range(len(rows))]
+
+    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        for row, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(
+                    f"prompt {row} is empty: a prompt needs at least one token, such as the start token"
+                )
+            if min(prompt) < 0 or max(prompt) >= vocabulary:
+                bad = next(token for token in prompt if not 0 <= token < vocabulary)
+                raise ValueError(
+                    f"prompt {row} holds token id {bad}, the model has ids 0 to {vocabulary - 1}"
+                )
+            if context is not None and len(prompt) + max_new_tokens > context:
+                raise ValueError(
+                    f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones that is "
+                    f"{len(prompt) + max_new_tokens}, but the model's context has {context}: lower "
+                    f"max_new_tokens to {max(context - len(prompt), 0)} or shorten the prompt"
+                )
+
+    def _end_tokens(self) -> frozenset[int]:
+        configuration = getattr(self.model, "generation_config", None)
+        found = getattr(configuration, "eos_token_id", None)
+        ends = {found} if isinstance(found, int) else set(found or ())
+        of_tokenizer = getattr(self.tokenizer, "eos_token_id", None)
+        return frozenset(ends if of_tokenizer is None else ends | {of_tokenizer})
+
+    def _decode(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        places: Sequence[int],
+        parameters: SamplingParameters,
+        seed: int,
+    ) -> list[Sample]:
+        """Decode one batch to its end; `places` are the rows' places in the result, which key their draws."""
+        ends = self._end_tokens()
+        draws_RT = _draws(seed, places, parameters)
+        state = self._start(prompts)
+        ids: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        in_batch, running = list(range(len(prompts))), set(range(len(prompts)))
+        for step in range(parameters.max_new_tokens):
+            draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
+            tokens_R, logprobs_R = choose(state.logits_RV, parameters, draws_R)
+            tokens = tokens_R.tolist()
+            for row, token, logprob in zip(in_batch, tokens, logprobs_R.tolist(), strict=True):
+                if row not in running:
+                    continue
+                if not logprob > -float("inf"):
+                    raise FloatingPointError(
+                        f"the model's logits are not finite at new token {step + 1} of a prompt of "
+                        f"{len(prompts[row])} tokens (log-probability {logprob}): look for NaN in the "
+                        "weights or an overflow in half precision"
+                    )
+                ids[row].append(token)
+                logprobs[row].append(logprob)
+                if token in ends:
+                    running.remove(row)
+            if not running or step + 1 == parameters.max_new_tokens:
+                break
+            if self._may_reorder:
+                going = [i for i, row in enumerate(in_batch) if row in running]
+                state.keep(going)
+                in_batch = [in_batch[i] for i in going]
+                tokens_R = tokens_R[going]
+            self._advance(state, tokens_R)
+        return [
+            Sample(tuple(row), tuple(scores), "stop" if row[-1] in ends else "length")
+            for row, scores in zip(ids, logprobs, strict=True)
+        ]
+
+    def _start(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
+        """Forward each different prompt once and give every row a copy of its keys and values."""
+        different = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(different)}
+        if self._may_reorder:
+            state = self._prefill(different)
+            if isinstance(state.cache, Cache):
+                state.keep([place[prompt] for prompt in prompts])
+                return state
+            self._may_reorder = False
+            logger.warning(
+                "%s answers with a cache of type %s, whose rows cannot be copied or removed: every sample "
+                "forwards its own prompt and finished rows stay in the batch, slower but with equal results",
+                type(self.model).__name__,
+                type(state.cache).__name__,
+            )
+        return self._prefill(prompts)
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
+        longest = max(map(len, prompts))
+        ids_UL = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask_UL = torch.zeros_like(ids_UL)
+        for row, prompt in enumerate(prompts):
+            ids_UL[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask_UL[row, longest - len(prompt) :] = 1
+        device = self.model.get_input_embeddings().weight.device
+        ids_UL, mask_UL = ids_UL.to(device), mask_UL.to(device)
+        positions_UL = (mask_UL.cumsum(-1) - 1).clamp(min=0)
+        logits_UV, cache = self._forward(ids_UL, mask_UL, positions_UL, cache=None)
+        return _Decoding(logits_UV, cache, mask_UL, positions_UL[:, -1] + 1)
+
+    def _advance(self, state: _Decoding, tokens_R: Tensor) -> None:
+        tokens_R = tokens_R.to(state.mask_RL.device)
+        state.mask_RL = torch.cat([state.mask_RL, torch.ones_like(state.mask_RL[:, :1])], dim=1)
+        state.logits_RV, state.cache = self._forward(
+            tokens_R[:, None], state.mask_RL, state.position_R[:, None], state.cache
+        )
+        state.position_R = state.position_R + 1
+
+    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""
+        optional = {"position_ids": positions, "logits_to_keep": 1}
+        if cache is not None and self._cache_name == "cache_params":
+            # The Mamba family multiplies inputs by the mask: one new token by a long mask would broadcast.
+            mask = None
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=True,
+            **{self._cache_name: cache},
+            **{name: value for name, value in optional.items() if name in self._accepts},
+        )
+        cache = output.get(self._cache_name)
+        if cache is None:
+            raise TypeError(
+                f"{type(self.model).__name__} answers without {self._cache_name}: sampling needs its cache"
+            )
+        return output.logits[:, -1], cache
+
+
+def choose(
+    logits_RV: Tensor, parameters: SamplingParameters, draws_R: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability.
+
+    A token is drawn by inverting the cumulative distribution at the row's own uniform number, so a row's
+    token depends on that row alone; torch.multinomial would tie it to the batch it happens to be in.
+
+    Args:
+        logits_RV: (R, V) of any floating type; computed with in fp32, the cumulative sum in fp64.
+        parameters: How to draw.
+        draws_R: (R,) uniform in [0, 1), fp64; None where the temperature is 0.
+
+    Returns:
+        tokens_R (int64) and logprobs_R (fp32): at the sampling temperature (1 where greedy) over all V.
+    """
+    logits_RV = logits_RV.float()
+    if draws_R is None:
+        logp_RV = logits_RV.log_softmax(-1)
+        tokens_R = logits_RV.argmax(-1)
+    else:
+        logp_RV = (logits_RV / parameters.temperature).log_softmax(-1)
+        tokens_R = _draw(logp_RV.exp(), draws_R, parameters)
+    return tokens_R, logp_RV.gather(-1, tokens_R[:, None])[:, 0]
+
+
+def _draw(probs_RV: Tensor, draws_R: Tensor, parameters: SamplingParameters) -> Tensor:
+    order_RV = None
+    if parameters.top_k or parameters.top_p < 1:
+        size = probs_RV.size(-1)
+        probs_RV, order_RV = probs_RV.topk(min(parameters.top_k or size, size), dim=-1)
+    cumulative_RV = probs_RV.cumsum(-1, dtype=torch.float64)
+    total_R1 = cumulative_RV[:, -1:]
+    if parameters.top_p < 1:
+        # A token stays while those more probable than it fall short of top_p; the first one always stays.
+        short_RV = cumulative_RV - probs_RV < parameters.top_p * total_R1
+        cumulative_RV = (probs_RV * short_RV).cumsum(-1, dtype=torch.float64)
+        total_R1 = cumulative_RV[:, -1:]
+    # Strictly below the total: the first cumulative value above it then belongs to a token that may be drawn.
+    target_R1 = torch.minimum(draws_R[:, None] * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    index_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
+    # Only NaN can pass the end: kept in range here, refused by its log-probability afterwards.
+    index_R1 = index_R1.clamp(max=cumulative_RV.size(-1) - 1)
+    return (index_R1 if order_RV is None else order_RV.gather(-1, index_R1))[:, 0]
+
+
+def _draws(seed: int, places: Sequence[int], parameters: SamplingParameters) -> Tensor | None:
+    """(R, T) uniform numbers in [0, 1), a stream a row; None where nothing is drawn."""
+    if parameters.temperature == 0:
+        return None
+    streams = [np.random.default_rng((seed, place)).random(parameters.max_new_tokens) for place in places]
+    return torch.from_numpy(np.stack(streams))
+
+
+@contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module's own mode: a frozen part may differ from the rest."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
