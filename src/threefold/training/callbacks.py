@@ -1,0 +1,70 @@
+"""Callbacks of a training run: what Ctrl-C does, and what a person sees."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from threefold.training.run_directory import RunDirectory
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C finishes the running step, saves a checkpoint and stops; a second one stops at once.
+
+    Used as a context manager around `train()`, so the handler is in place only then.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: Any = None
+
+    def __enter__(self) -> StopOnInterrupt:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print(
+            "\ninterrupted: finishing this step and saving a checkpoint; once more stops at once", flush=True
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.requested:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+class Progress(TrainerCallback):
+    """Hands each logged step to the console."""
+
+    def __init__(self, show: Callable[[int, dict[str, Any]], None]) -> None:
+        self._show = show
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs is not None and "loss" in logs:
+            self._show(state.global_step, logs)
+
+
+class MetricsWriter(TrainerCallback):
+    """Writes each logged step to metrics.jsonl, with the step in words and the time left for the update."""
+
+    def __init__(self, run: RunDirectory, words: Callable[[], str]) -> None:
+        self._run = run
+        self._words = words
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        values = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        if "step_time" in values:
+            spent = sum(seconds for name, seconds in values.items() if name.startswith("time/"))
+            values["time/update"] = max(0.0, values["step_time"] - spent)
+        self._run.append_metrics(state.global_step, {**values, "words": self._words()})

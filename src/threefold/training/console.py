@@ -1,0 +1,110 @@
+"""What a person sees while a run goes on: a bar, a line a step in words, and what was learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from threefold.recipe import Recipe
+from threefold.training.batch import BatchPlan
+
+_SCORES = {
+    "strict": "right, in the asked format",
+    "last_number": "right, by the last number",
+    "format": "in the asked format",
+}
+
+
+class Console:
+    """Prints to the terminal; `quiet` leaves only results and errors."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._training: Any = None
+        self.words: Callable[[], str] = lambda: ""
+
+    def print(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def batch_table(self, plan: BatchPlan, longest_prompt: int) -> None:
+        table = Table("batch", "", "meaning")
+        for name, number, meaning in [*plan.table(), ("longest prompt", longest_prompt, "tokens")]:
+            table.add_row(name, f"{number:,}", meaning)
+        self._console.print(table)
+
+    def started(self, recipe: Recipe, plan: BatchPlan, *, seconds: float) -> None:
+        self.print(
+            f"{recipe.model.name} learns {recipe.data.train} with {recipe.credit.method}: "
+            f"{recipe.training.steps} steps of {plan.prompts_per_step} problems x {plan.group_size} "
+            f"episodes, seed {recipe.run.seed} (loaded in {seconds:.0f} s)"
+        )
+
+    def step(self, step: int, steps: int, logs: Mapping[str, Any], words: str) -> None:
+        """One line for each generation step."""
+        if self._quiet:
+            return
+        if self._training is None:
+            self._bars.start()
+            self._training = self._bars.add_task("training", total=steps, completed=step - 1)
+        self._bars.update(self._training, completed=step)
+        if "reward" not in logs:  # a further update on the same episodes
+            return
+        right = logs.get("signal/outcome")
+        parts = [
+            f"step {step}/{steps}",
+            f"right {right:.0%}" if right is not None else f"reward {logs['reward']:.3f}",
+            f"length {logs.get('completions/mean_length', 0):.0f}",
+            f"{logs.get('step_time', 0):.1f} s",
+            words,
+        ]
+        self._bars.console.print("  ".join(part for part in parts if part), markup=False)
+        if step >= steps:
+            self.finish()
+
+    def finish(self) -> None:
+        """Take the bar away; safe to call twice."""
+        self._bars.stop()
+
+    @contextmanager
+    def evaluating(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """A bar for an evaluation; the yielded function takes (done, total)."""
+        bars = Bars(*self._bars.columns, console=self._console, transient=True, disable=self._bars.disable)
+        with bars:
+            task = bars.add_task(f"evaluating {what}", total=total)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    def learned(self, summary: Mapping[str, Any]) -> None:
+        """The result: held-out success before and after with intervals, and the paired gain."""
+        table = Table("held out", "decoding", "before", "after", "gain, paired 95 % interval")
+        gains = {(g["score"], g["mode"]): g for g in summary["gains"]}
+        before = {e["mode"]: e for e in summary["evaluations"] if e["when"] == "before"}
+        for after in (e for e in summary["evaluations"] if e["when"] == "after"):
+            for name, value in after["scores"].items():
+                first = before.get(after["mode"], {}).get("scores", {}).get(name)
+                gain = gains.get((name, after["mode"]))
+                table.add_row(
+                    _SCORES.get(name, name),
+                    after["mode"],
+                    f"{first['mean']:.1%}" if first else "",
+                    f"{value['mean']:.1%}",
+                    f"{gain['mean']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]" if gain else "",
+                )
+        self._console.print(table)
+        problems = next(iter(summary["evaluations"]))["problems"]
+        self.print(f"{problems} held-out problems; intervals are bootstrapped over problems")

@@ -1,0 +1,152 @@
+"""What a step's numbers mean: is there a signal, where does it come from, and how certain is the policy.
+
+Pure functions of a credited batch. Every figure is defined without reference to the method that ran, so runs
+of different methods can be compared; docs/metrics.md explains each name.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from threefold.credit import Advantages, CreditBatch
+from threefold.credit.ispo import high_entropy_tokens
+from threefold.credit.normalise import dead_groups
+
+COMPOSITE_TOLERANCES = (0.0, 1e-6, 1e-4, 1e-2)
+"""A group counts as dead in the composite reward where it spans at most this much: any noise passes at 0."""
+
+
+def diagnose(
+    batch: CreditBatch, advantages: Advantages, outcome_B: Tensor, *, top_fraction: float = 0.1
+) -> dict[str, float]:
+    """Figures of one generation batch, by metric name. A figure without a case to measure is left out.
+
+    Args:
+        batch: The episodes of all processes.
+        advantages: What the estimator answered.
+        outcome_B: (B,) the outcome in [0, 1], NaN where unscorable.
+        top_fraction: Share of each episode's tokens that counts as its top-entropy tokens.
+    """
+    first_B = _first_of_group(batch.group_B)
+    scored_B = ~outcome_B.isnan()
+    right_B = scored_B & (outcome_B >= 0.5)
+    dead_B = dead_groups(outcome_B, batch.group_B)
+    weight_BT = _token_advantages(advantages.values, batch.mask_BT).abs()
+    total = weight_BT.sum()
+    figures = {
+        "signal/groups": float(first_B.sum()),
+        "signal/dead_outcome": _share(dead_B, first_B),
+        "signal/dead_all_right": _share(dead_B & _group_any(right_B, batch.group_B), first_B),
+        "signal/dead_all_wrong": _share(dead_B & ~_group_any(right_B, batch.group_B), first_B),
+        "signal/unscorable": float((~scored_B).float().mean()),
+        "signal/advantage_mean": float(advantages.values.float().mean()),
+        "signal/advantage_std": float(advantages.values.float().std(unbiased=False)),
+        "signal/advantage_max": float(advantages.values.abs().max()),
+        "signal/trained_tokens": float(batch.mask_BT.sum()),
+        "signal/effective_tokens": float((weight_BT > 0).sum()),
+    }
+    for tolerance in COMPOSITE_TOLERANCES:
+        dead_composite_B = dead_groups(advantages.reward_B, batch.group_B, tol=tolerance)
+        figures[f"signal/dead_composite@{tolerance:g}"] = _share(dead_composite_B, first_B)
+    if total > 0:
+        figures["signal/gradient_share_dead"] = float(weight_BT[dead_B].sum() / total)
+    if scored_B.any():
+        figures["signal/outcome"] = float(outcome_B[scored_B].mean())
+    if batch.signals.entropy_BT is not None:
+        figures |= certainty(batch.signals.entropy_BT, batch.mask_BT, outcome_B, top_fraction=top_fraction)
+    if batch.signals.answer_logp_BA is not None and batch.signals.answer_BA is not None:
+        answered_B = batch.signals.answer_BA.any(dim=1)
+        logp_B = (batch.signals.answer_logp_BA * batch.signals.answer_BA).sum(dim=1)
+        figures |= confidence(logp_B.masked_fill(~answered_B, torch.nan), outcome_B)
+    return figures
+
+
+def certainty(
+    entropy_BT: Tensor, mask_BT: Tensor, outcome_B: Tensor, *, top_fraction: float = 0.1
+) -> dict[str, float]:
+    """Mean entropy (nats) on all tokens and on each episode's top-entropy tokens, by outcome.
+
+    Measured alike for every method, unlike the entropy on ISPO's critical tokens, which depend on drift.
+    """
+    figures = {}
+    top_BT = high_entropy_tokens(entropy_BT, mask_BT, top_fraction=top_fraction)
+    for tokens, chosen_BT in (("all", mask_BT), ("top", top_BT)):
+        for outcome, rows_B in _by_outcome(outcome_B):
+            values = entropy_BT[chosen_BT & rows_B.unsqueeze(1)]
+            if len(values):
+                figures[f"certainty/entropy_{tokens}_{outcome}"] = float(values.mean())
+    return figures
+
+
+def confidence(answer_logp_B: Tensor, outcome_B: Tensor) -> dict[str, float]:
+    """Mean probability of the answers given, by outcome; NaN marks an episode without an answer."""
+    figures = {}
+    for outcome, rows_B in _by_outcome(outcome_B):
+        values = answer_logp_B[rows_B & ~answer_logp_B.isnan()]
+        if len(values):
+            figures[f"certainty/confidence_{outcome}"] = float(values.exp().mean())
+    return figures
+
+
+def _by_outcome(outcome_B: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:
+    """Comparisons with NaN are False, so an unscorable episode is in neither."""
+    return ("right", outcome_B >= 0.5), ("wrong", outcome_B < 0.5)
+
+
+def in_words(figures: dict[str, float], method: str) -> str:
+    """One sentence on what the step's groups gave, and why a loss is zero where it is."""
+    groups = round(figures["signal/groups"])
+    dead = round(figures["signal/dead_outcome"] * groups)
+    right = round(figures["signal/dead_all_right"] * groups)
+    parts = [f"{dead} of {groups} groups gave no signal from outcomes"]
+    if dead:
+        parts[0] += f" ({dead - right} all wrong, {right} all right)"
+    still_dead = round(figures["signal/dead_composite@0"] * groups)
+    if dead > still_dead:
+        share = figures.get("signal/gradient_share_dead", 0.0)
+        parts.append(f"{method} revived {dead - still_dead}, {share:.0%} of the gradient's weight")
+    if figures["signal/unscorable"]:
+        parts.append(f"{figures['signal/unscorable']:.0%} of the episodes could not be scored")
+    if not figures["signal/effective_tokens"]:
+        parts.append(
+            "no token has an advantage, so the policy gradient is zero: " + _why_zero(figures, dead, groups)
+        )
+    return "; ".join(parts)
+
+
+def _why_zero(figures: dict[str, float], dead: int, groups: int) -> str:
+    if not figures["signal/trained_tokens"]:
+        return "every completion is masked (all of them truncated?); raise max_completion_length"
+    if figures["signal/unscorable"] == 1.0:
+        return "the reward functions scored nothing; look at their None and NaN answers"
+    if dead == groups:
+        return "all members of every group have the same outcome; choose problems nearer the model's ability"
+    return "the rewards of every group are equal"
+
+
+def _token_advantages(values: Tensor, mask_BT: Tensor) -> Tensor:
+    expanded_BT = values.unsqueeze(1) if values.dim() == 1 else values
+    return expanded_BT * mask_BT
+
+
+def _first_of_group(group_B: Tensor) -> Tensor:
+    """bool (B,): the first member of each group."""
+    _, inverse_B = group_B.unique(return_inverse=True)
+    positions_B = torch.arange(len(group_B), device=group_B.device)
+    first_N = torch.full((int(inverse_B.max()) + 1,), len(group_B), device=group_B.device)
+    first_N = first_N.scatter_reduce(0, inverse_B, positions_B, "amin")
+    return first_N[inverse_B] == positions_B
+
+
+def _group_any(flags_B: Tensor, group_B: Tensor) -> Tensor:
+    """bool (B,): whether any member of the episode's group has the flag."""
+    _, inverse_B = group_B.unique(return_inverse=True)
+    count_N = torch.zeros(int(inverse_B.max()) + 1, device=group_B.device).index_add_(
+        0, inverse_B, flags_B.float()
+    )
+    return (count_N > 0)[inverse_B]
+
+
+def _share(flags_B: Tensor, among_B: Tensor) -> float:
+    return float((flags_B & among_B).sum() / among_B.sum())

@@ -1,0 +1,66 @@
+"""Between dataset rows and TRL's rollout entrance: which episodes to play, and what TRL gets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from threefold.envs.base import Task
+from threefold.rollout.driver import Start
+from threefold.trajectory import Trajectory
+
+
+def starts_of(
+    rows: Sequence[Mapping[str, Any]], *, first_row: int, first_group: int, group_size: int, seed: int
+) -> list[Start]:
+    """Where each row's episode starts; group and seed come from the global row index, never from the process.
+
+    Args:
+        rows: The local dataset rows, already repeated for their groups; columns are the task's fields.
+        first_row: Global index of the first of them in the generation batch.
+        first_group: Number of groups before this batch.
+        group_size: Members of a group.
+        seed: The run's seed; the members of a group share `seed` + group.
+    """
+    starts = []
+    for index, row in enumerate(rows, first_row):
+        group = first_group + index // group_size
+        fields = {name: value for name, value in row.items() if name != "prompt"}
+        task = Task(id=str(row.get("id", row.get("task_id", group))), fields=fields)
+        starts.append(Start(task, seed=seed + group, group_id=group, member=index % group_size))
+    return starts
+
+
+def trl_rollout(trajectories: Sequence[Trajectory], *, filler: int, with_logprobs: bool) -> dict[str, Any]:
+    """What TRL's `rollout_func` answers: tokens as sampled, and a mask of what the agent wrote.
+
+    TRL cannot carry an empty prompt or completion: an episode that failed at its start gets one masked token.
+
+    Args:
+        trajectories: One-segment trajectories in the order of the rows.
+        filler: Token id of the masked token.
+        with_logprobs: Also hand over the sampler's log-probabilities, for importance correction.
+
+    Raises:
+        ValueError: A trajectory has several segments.
+    """
+    prompt_ids, completion_ids, masks, logprobs = [], [], [], []
+    for trajectory in trajectories:
+        if len(trajectory.segments) != 1:
+            raise ValueError(
+                f"task {trajectory.task_id} gave a trajectory of {len(trajectory.segments)} segments; "
+                "training takes one segment an episode"
+            )
+        segment = trajectory.segments[0]
+        cut = segment.prompt_length
+        prompt_ids.append(list(segment.token_ids[:cut]) or [filler])
+        completion_ids.append(list(segment.token_ids[cut:]) or [filler])
+        masks.append([int(turn >= 0) for turn in segment.turn_ids[cut:]] or [0])
+        logprobs.append([0.0 if p is None else p for p in segment.logprobs[cut:]] or [0.0])
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "logprobs": logprobs if with_logprobs else None,
+        "env_mask": masks,
+        "trajectory": list(trajectories),
+    }

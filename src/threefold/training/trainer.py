@@ -1,0 +1,500 @@
+"""`ThreefoldTrainer`: TRL's `GRPOTrainer` with credit as a component.
+
+The trainer does not know which algorithm runs. It measures the signals that the estimator names, gathers them
+and the rewards from all processes, asks `credit.assign`, and hands the local part of the answer to TRL's
+loss, which accepts one advantage per episode or per token. With no component it calls only `super()` and
+trains like TRL, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from threefold.answers import AnswerFormat, answer_format
+from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
+from threefold.credit import grpo as grpo_credit
+from threefold.envs.base import Environment
+from threefold.rollout.driver import Limits, run_episodes
+from threefold.signals import AnswerTokens, locate, measure
+from threefold.training.callbacks import MetricsWriter
+from threefold.training.diagnostics import certainty, confidence, diagnose, in_words
+from threefold.training.play import starts_of, trl_rollout
+from threefold.training.record import CreditedStep, records, with_token_signals
+from threefold.training.run_directory import RunDirectory
+from threefold.training.trl_seam import Generation, TrlSeam, check_trl, frozen_copy, prompts_of, turns_of
+from threefold.trajectory import Credited
+
+logger = logging.getLogger(__name__)
+
+_STATE_FILE = "threefold_state.json"
+
+
+class ThreefoldTrainer(TrlSeam):
+    """A drop-in for `trl.GRPOTrainer`: same constructor, reward functions and dataset columns, and these
+    besides.
+
+    ```python
+    from threefold import ISPO, ThreefoldTrainer
+
+    trainer = ThreefoldTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=accuracy,
+        args=GRPOConfig(...),
+        train_dataset=dataset,
+        credit=ISPO(outcome="accuracy"),
+        run_dir="runs/first",
+    )
+    trainer.train()
+    ```
+
+    Args:
+        *args, **kwargs: Those of `trl.GRPOTrainer`.
+        credit (`CreditEstimator`, *optional*): Who deserves what. None keeps TRL's own advantages.
+        outcome (`str`, *optional*): Name of the reward function that says right (1) or wrong (0), for the
+            diagnostics; defaults to the estimator's, else to the first reward function.
+        answer_format (`str` or `AnswerFormat`, defaults to `"boxed"`): How the final answer is told from the
+            reasoning, for signals that need it: "boxed", "tags", "final-answer", or a regular expression.
+        run_dir (`str` or `Path`, *optional*): Where metrics.jsonl and rollouts.jsonl are written; `threefold
+            view` makes a report of it.
+        base_model (`PreTrainedModel`, *optional*): The frozen initial model for estimators that compare with
+            it. By default it is the reference model where `beta > 0`, the policy with its adapter off with
+            LoRA, and else a copy of the model as it was given. Pass it when `model` has been trained already.
+        environment (callable, *optional*): Makes an `Environment`; episodes are then played against it, and
+            every dataset row is a task (its columns are the task's fields).
+        limits (`Limits`, *optional*): Bounds of an environment's episodes.
+        signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
+            the diagnostics even where the estimator does not need them; 0 never.
+        sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
+            once for its group and drops finished rows; the distribution is the same, the random numbers are
+            not.
+
+    Raises:
+        ValueError: The estimator does not fit the reward functions, the group size or the loss; before any
+            step.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Callable] | None = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
+        *,
+        credit: CreditEstimator | None = None,
+        outcome: str | None = None,
+        answer_format: str | AnswerFormat = "boxed",
+        run_dir: str | Path | RunDirectory | None = None,
+        base_model: PreTrainedModel | None = None,
+        environment: Callable[[], Environment] | None = None,
+        limits: Limits | None = None,
+        signals_every: int = 0,
+        sampler: Literal["trl", "threefold"] = "trl",
+    ) -> None:
+        check_trl()
+        if environment is not None and (rollout_func is not None or environment_factory is not None or tools):
+            raise ValueError(
+                "give either `environment` or TRL's own rollout_func / environment_factory / tools, not both"
+            )
+        self.credit = credit
+        self.answer_format = _answer_format(answer_format)
+        self.signals_every = signals_every
+        self._environment = environment
+        self._limits = limits or Limits()
+        self._groups_seen = 0
+        self.step_in_words = ""
+        self._pending: _Pending | None = None
+        frozen = base_model if base_model is not None else self._copy_base(model, args, peft_config, credit)
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=self._play_episodes if environment is not None else rollout_func,
+            environment_factory=environment_factory,
+        )
+        self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
+        self._base_fingerprint = _fingerprint(self._frozen_base)
+        self._check_credit()
+        self.outcome = self._resolve_outcome(outcome)
+        self.run_directory = self._open_run(run_dir)
+        if sampler == "threefold":
+            self._sample_ourselves(batch_size=256)
+
+    # Before the first step
+
+    @staticmethod
+    def _copy_base(model: Any, args: Any, peft_config: Any, credit: CreditEstimator | None) -> Any:
+        """A copy of the initial weights, where the estimator compares with them and nothing else holds
+        them."""
+        if credit is None or "base" not in credit.needs:
+            return None
+        has_reference = args is not None and args.beta != 0.0 and not args.sync_ref_model
+        if has_reference or peft_config is not None:
+            return None
+        if args is not None and args.cast_lm_head_to_fp32:
+            raise ValueError(
+                "cast_lm_head_to_fp32 does not reach the frozen copy of the initial model, so the two would "
+                "be scored at different precision; set beta > 0, use LoRA, or leave it off"
+            )
+        return frozen_copy(model, getattr(args, "model_init_kwargs", None))
+
+    def _check_credit(self) -> None:
+        if self.credit is None:
+            return
+        self.credit.check(self.reward_func_names, self.num_generations)
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"multi_objective_aggregation={self.multi_objective_aggregation!r} belongs to TRL's own "
+                "advantages; with credit= the estimator normalises, so leave it at 'sum_then_normalize'"
+            )
+        scale = getattr(self.credit, "scale", self.scale_rewards)
+        if self.scale_rewards not in ("group", scale):
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
+                f"set {type(self.credit).__name__}(scale={self.scale_rewards!r}) instead"
+            )
+
+    def _resolve_outcome(self, outcome: str | None) -> str | None:
+        outcome = outcome or getattr(self.credit, "outcome", None)
+        if outcome is None:
+            return self.reward_func_names[0] if self.reward_func_names else None
+        if outcome not in self.reward_func_names:
+            raise ValueError(
+                f"outcome={outcome!r} is not among the reward functions {self.reward_func_names}; name one "
+                "of them"
+            )
+        return outcome
+
+    def _open_run(self, run_dir: str | Path | RunDirectory | None) -> RunDirectory | None:
+        if run_dir is None:
+            return None
+        if not isinstance(run_dir, RunDirectory):
+            run_dir = RunDirectory(run_dir, append=not self.accelerator.is_main_process)
+            if self.accelerator.is_main_process:
+                run_dir.write_environment(self.args.seed)
+        if self.args.logging_steps != 1:
+            logger.warning(
+                "logging_steps=%s: metrics.jsonl gets a line only when TRL logs, of means over those steps; "
+                "set logging_steps=1 for one line a step",
+                self.args.logging_steps,
+            )
+        self.add_callback(MetricsWriter(run_dir, lambda: self.step_in_words))
+        return run_dir
+
+    # One generation batch
+
+    def _watching(self) -> bool:
+        return self.model.training and (
+            self.credit is not None or self.run_directory is not None or self._environment is not None
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._environment is not None:
+            self._rows = inputs
+        return super()._generate_and_score_completions(inputs)
+
+    def _credit(self, output: dict[str, Any], generation: Generation) -> Tensor | None:
+        self._flush()
+        started = time.perf_counter()
+        mask_BT, turn_BT = turns_of(output)
+        answers = [
+            locate(self._tokenizer, ids, self.answer_format, written=mask_T[: len(ids)].tolist())
+            for ids, mask_T in zip(generation.completion_ids, mask_BT, strict=True)
+        ]
+        local_signals = self._measure(output, generation, mask_BT, answers)
+        generation.seconds["signals"] = time.perf_counter() - started
+        started = time.perf_counter()
+        batch = self._gather_batch(output, generation, mask_BT, turn_BT, local_signals)
+        advantages = self._assign(batch, output)
+        generation.seconds["credit"] = time.perf_counter() - started
+        outcome_B = batch.rewards[self.outcome] if self.outcome else advantages.reward_B
+        self._log_figures(batch, advantages, outcome_B, generation)
+        local = slice(
+            self.accelerator.process_index * len(mask_BT), (self.accelerator.process_index + 1) * len(mask_BT)
+        )
+        if self.run_directory is not None:
+            self._keep(
+                CreditedStep(
+                    prompt_ids=prompts_of(output),
+                    completion_ids=generation.completion_ids,
+                    inputs=generation.inputs,
+                    answers=answers,
+                    batch=batch,
+                    advantages=advantages,
+                    outcome_B=outcome_B,
+                    first=local.start,
+                    first_group=self._groups_seen,
+                    group_size=self.num_generations,
+                    seed=self.args.seed,
+                    step=self.state.global_step + 1,
+                ),
+                output,
+            )
+        self._groups_seen += int(batch.group_B.unique().numel())
+        if self.credit is None:
+            return None
+        values = advantages.values[local]
+        return values[:, : mask_BT.size(1)] if values.dim() == 2 else values
+
+    def _needs(self) -> frozenset:
+        needs = self.credit.needs if self.credit is not None else frozenset()
+        if self.signals_every and self.state.global_step % self.signals_every == 0:
+            needs = needs | {"policy"}
+        return needs
+
+    def _measure(
+        self,
+        output: dict[str, Any],
+        generation: Generation,
+        mask_BT: Tensor,
+        answers: Sequence[AnswerTokens | None],
+    ) -> Signals:
+        def score_policy(
+            input_ids: Tensor, attention_mask: Tensor, keep: int
+        ) -> tuple[Tensor, Tensor | None]:
+            return self._score(self.model, input_ids, attention_mask, keep, compute_entropy=True)
+
+        def score_base(input_ids: Tensor, attention_mask: Tensor, keep: int) -> tuple[Tensor, Tensor | None]:
+            with self._as_base() as base:
+                return self._score(base, input_ids, attention_mask, keep, compute_entropy=False)
+
+        needs = self._needs()
+        if needs and "pixel_values" in output:
+            raise ValueError(
+                "signals are measured on text only; train vision models with an estimator without needs"
+            )
+        return measure(
+            needs,
+            input_ids=torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
+            attention_mask=torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
+            mask_BT=mask_BT,
+            prompt_ids=prompts_of(output),
+            completion_ids=generation.completion_ids,
+            answers=answers,
+            pad_token_id=self._tokenizer.pad_token_id,
+            score_policy=score_policy,
+            score_base=score_base,
+            policy_scores=self._policy_scores(generation),
+            base_logp_BT=self._reference_scores(generation),
+            every_row=self.accelerator.num_processes > 1,
+        )
+
+    def _gather_batch(
+        self,
+        output: dict[str, Any],
+        generation: Generation,
+        mask_BT: Tensor,
+        turn_BT: Tensor,
+        signals: Signals,
+    ) -> CreditBatch:
+        """The same batch of all processes' episodes on each of them, in the order of the gathered rewards."""
+        assert generation.rewards_BF is not None
+        n_total = generation.rewards_BF.size(0)
+        truncated = [not ids or ids[-1] not in self._end_tokens for ids in generation.completion_ids]
+        gathered = {
+            name: self._gather(value) for name, value in vars(signals).items() if isinstance(value, Tensor)
+        }
+        return CreditBatch(
+            rewards=dict(zip(self.reward_func_names, generation.rewards_BF.unbind(dim=1), strict=True)),
+            weights=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
+            group_B=torch.arange(n_total, device=mask_BT.device) // self.num_generations,
+            mask_BT=self._gather(mask_BT),
+            turn_BT=self._gather(turn_BT, fill=-1),
+            signals=Signals(**gathered),
+            truncated_B=self._gather(torch.tensor(truncated, device=mask_BT.device)),
+        )
+
+    def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return value
+        if value.dim() > 1:
+            value = self.accelerator.pad_across_processes(value, dim=1, pad_index=fill)
+        return self.accelerator.gather(value)
+
+    @property
+    def _end_tokens(self) -> set[int]:
+        return {*self.eos_token_ids, self._tokenizer.pad_token_id}
+
+    def _assign(self, batch: CreditBatch, output: dict[str, Any]) -> Advantages:
+        """The estimator's answer; without one, TRL's own advantages in the same form."""
+        if self.credit is not None:
+            return self.credit.assign(batch)
+        outcomes = {name: value for name, value in batch.rewards.items() if name == self.outcome}
+        return Advantages(
+            values=self._gather(output["advantages"]),
+            outcome_B=grpo_credit.advantages(grpo_credit.combine(outcomes, batch.weights), batch.group_B),
+            reward_B=grpo_credit.combine(batch.rewards, batch.weights),
+        )
+
+    def _log_figures(
+        self, batch: CreditBatch, advantages: Advantages, outcome_B: Tensor, generation: Generation
+    ) -> None:
+        figures = diagnose(batch, advantages, outcome_B)
+        self.step_in_words = in_words(figures, type(self.credit).__name__ if self.credit else "GRPO")
+        times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
+        for name, value in {**figures, **advantages.metrics, **times}.items():
+            self._log_value(name, value)
+
+    # The record
+
+    def _keep(self, step: CreditedStep, output: dict[str, Any]) -> None:
+        """Write the local episodes; where nothing has scored their tokens yet, once the update has."""
+        episodes = records(step, self._tokenizer)
+        if step.batch.signals.entropy_BT is not None:
+            self._write(episodes)
+        else:
+            self._watch_update(output)
+            self._pending = _Pending(episodes, step.answers, step.outcome_B, step.batch.mask_BT)
+
+    def _scores_seen(self, logp_BT: Tensor, entropy_BT: Tensor) -> None:
+        """The update's own forward has scored every episode: the figures on certainty come without a pass.
+
+        With several updates a batch, later rows are scored by a policy that has moved since it sampled them.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        answer_logp_B = torch.full((len(pending.episodes),), torch.nan, device=logp_BT.device)
+        for row, answer in enumerate(pending.answers):
+            if answer is not None:
+                answer_logp_B[row] = logp_BT[row, answer.start : answer.end].sum()
+        figures = {
+            **certainty(self._gather(entropy_BT), pending.mask_BT, pending.outcome_B),
+            **confidence(self._gather(answer_logp_B), pending.outcome_B),
+        }
+        for name, value in figures.items():
+            self._log_value(name, value)
+        self._write(
+            [
+                with_token_signals(episode, {"entropy": entropy_T, "logp": logp_T})
+                for episode, entropy_T, logp_T in zip(
+                    pending.episodes, entropy_BT.tolist(), logp_BT.tolist(), strict=True
+                )
+            ]
+        )
+
+    def _flush(self) -> None:
+        """Write episodes that the update never scored: a run that ended, or a step that was not taken."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._write(pending.episodes)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL does; what is still to be recorded is written however it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.accelerator.num_processes == 1:  # others may be gone, and writing gathers
+                self._flush()
+
+    def _write(self, episodes: list[Credited]) -> None:
+        assert self.run_directory is not None
+        if self.accelerator.num_processes > 1:
+            episodes = gather_object(episodes)
+        if self.accelerator.is_main_process:
+            self.run_directory.append_rollouts(episodes)
+
+    # Episodes against an environment
+
+    def _play_episodes(self, prompts: list, trainer: Any) -> dict[str, Any]:
+        """TRL's rollout entrance: play one episode for each row, and give TRL the tokens with their mask."""
+        assert self._environment is not None
+        group_size = self.num_generations if self.model.training else self.num_generations_eval
+        starts = starts_of(
+            self._rows,
+            first_row=self.accelerator.process_index * len(prompts),
+            first_group=self._groups_seen,
+            group_size=group_size,
+            seed=self.args.seed,
+        )
+        trajectories = run_episodes(
+            starts, self._environment, self._generate_turn, self._tokenizer, limits=self._limits
+        )
+        return trl_rollout(
+            trajectories, filler=self._tokenizer.eos_token_id, with_logprobs=bool(self.use_vllm)
+        )
+
+    def _generate_turn(
+        self, contexts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> list[tuple[list[int], list[float] | None]]:
+        """One turn through whichever backend TRL was given: transformers, continuous batching or vLLM."""
+        with self._turn_limit(max_new_tokens):
+            ids, logprobs = self._generate_single_turn([list(c) for c in contexts], None, {}, 1)
+        return [(row, logprobs[i] if logprobs is not None else None) for i, row in enumerate(ids)]
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save and (self.credit is not None or self.run_directory is not None):
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            state = {"groups_seen": self._groups_seen, "base_fingerprint": self._base_fingerprint}
+            (folder / _STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        path = os.path.join(checkpoint, _STATE_FILE) if checkpoint is not None else ""
+        if not os.path.exists(path):
+            return
+        with open(path, encoding="utf-8") as file:
+            state = json.load(file)
+        self._groups_seen = state["groups_seen"]
+        if state["base_fingerprint"] != self._base_fingerprint:
+            raise ValueError(
+                f"the frozen base of this trainer is not the one that {checkpoint} was trained against; "
+                "build the trainer from the initial weights (or pass them as base_model=) and resume with "
+                "train(resume_from_checkpoint=...)"
+            )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """Episodes whose record waits for the scores that the update computes."""
+
+    episodes: list[Credited]
+    answers: Sequence[AnswerTokens | None]
+    outcome_B: Tensor
+    """Of all processes, as the mask."""
+    mask_BT: Tensor
+
+
+def _answer_format(given: str | AnswerFormat) -> AnswerFormat:
+    return answer_format(given) if isinstance(given, str) else given
+
+
+def _fingerprint(model: Any) -> float | None:
+    """A number that two sets of weights share only if they are the same; None where there is no copy to
+    compare."""
+    if model is None:
+        return None
+    return float(sum(p.detach().double().sum().item() * (i + 1) for i, p in enumerate(model.parameters())))

@@ -1,0 +1,86 @@
+"""Golden figures of one constructed batch: three groups of two, one all right, one all wrong, one mixed."""
+
+import pytest
+import torch
+
+from threefold.credit import Advantages, CreditBatch, Signals
+from threefold.training.diagnostics import certainty, confidence, diagnose, in_words
+
+NAN = float("nan")
+OUTCOME_B = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+GROUP_B = torch.tensor([0, 0, 1, 1, 2, 2])
+MASK_BT = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 1]], dtype=torch.bool)
+ENTROPY_BT = torch.tensor([[1.0, 3.0], [2.0, 9.0], [0.5, 0.1], [0.3, 0.7], [2.0, 4.0], [1.0, 0.2]])
+
+
+def _batch(outcome_B: torch.Tensor = OUTCOME_B, signals: Signals | None = None) -> CreditBatch:
+    return CreditBatch(
+        rewards={"accuracy": outcome_B},
+        weights={"accuracy": 1.0},
+        group_B=GROUP_B,
+        mask_BT=MASK_BT,
+        turn_BT=MASK_BT.long() - 1,
+        signals=signals or Signals(),
+    )
+
+
+def _advantages(values_B: list[float], reward_B: list[float]) -> Advantages:
+    values = torch.tensor(values_B)
+    return Advantages(values=values, outcome_B=values, reward_B=torch.tensor(reward_B))
+
+
+def test_dead_groups_and_where_the_gradient_comes_from() -> None:
+    # Group 0 is dead in the outcome and spans 0.005 in the composite reward, group 1 spans 0.
+    figures = diagnose(
+        _batch(), _advantages([1.0, -1.0, 0.0, 0.0, 2.0, -2.0], [1.0, 1.005, 0.0, 0.0, 1.0, 0.0]), OUTCOME_B
+    )
+    assert figures["signal/groups"] == 3
+    assert figures["signal/dead_outcome"] == pytest.approx(2 / 3)
+    assert figures["signal/dead_all_right"] == pytest.approx(1 / 3)
+    assert figures["signal/dead_all_wrong"] == pytest.approx(1 / 3)
+    assert figures["signal/dead_composite@0"] == pytest.approx(1 / 3)
+    assert figures["signal/dead_composite@0.0001"] == pytest.approx(1 / 3)
+    assert figures["signal/dead_composite@0.01"] == pytest.approx(2 / 3)
+    # |A| summed over tokens: 2 + 1 in group 0, 4 + 4 in group 2.
+    assert figures["signal/gradient_share_dead"] == pytest.approx(3 / 11)
+    assert figures["signal/trained_tokens"] == 11
+    assert figures["signal/effective_tokens"] == 7
+    assert figures["signal/outcome"] == pytest.approx(0.5)
+    words = in_words(figures, "ISPO")
+    assert words.startswith("2 of 3 groups gave no signal from outcomes (1 all wrong, 1 all right)")
+    assert "ISPO revived 1, 27% of the gradient's weight" in words
+
+
+def test_certainty_by_outcome() -> None:
+    figures = certainty(ENTROPY_BT, MASK_BT, OUTCOME_B, top_fraction=0.1)
+    assert figures["certainty/entropy_all_right"] == pytest.approx((1 + 3 + 2 + 2 + 4) / 5)
+    assert figures["certainty/entropy_all_wrong"] == pytest.approx((0.5 + 0.1 + 0.3 + 0.7 + 1 + 0.2) / 6)
+    assert figures["certainty/entropy_top_right"] == pytest.approx((3 + 2 + 4) / 3)
+    assert figures["certainty/entropy_top_wrong"] == pytest.approx((0.5 + 0.7 + 1) / 3)
+
+
+def test_confidence_counts_only_answers_and_an_unscorable_episode_is_in_neither() -> None:
+    logp_B = torch.tensor([0.5, 0.25, 0.1]).log()
+    figures = confidence(torch.cat([logp_B, torch.tensor([NAN])]), torch.tensor([1.0, 1.0, NAN, 0.0]))
+    assert figures == {"certainty/confidence_right": pytest.approx(0.375)}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "mask", "reason"),
+    [
+        ([0.0] * 6, MASK_BT, "all members of every group have the same outcome"),
+        ([NAN] * 6, MASK_BT, "the reward functions scored nothing"),
+        ([1.0, 0.0] * 3, torch.zeros_like(MASK_BT), "every completion is masked"),
+    ],
+)
+def test_why_a_loss_is_zero(outcome: list[float], mask: torch.Tensor, reason: str) -> None:
+    outcome_B = torch.tensor(outcome)
+    batch = CreditBatch(
+        rewards={"accuracy": outcome_B},
+        weights={"accuracy": 1.0},
+        group_B=GROUP_B,
+        mask_BT=mask,
+        turn_BT=mask.long() - 1,
+    )
+    figures = diagnose(batch, _advantages([0.0] * 6, outcome), outcome_B)
+    assert reason in in_words(figures, "GRPO")

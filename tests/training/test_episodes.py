@@ -1,0 +1,253 @@
+"""Training against an environment of two turns: learning, masks, repeatability, and failures on the way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from threefold import GRPO, Limits, ThreefoldTrainer
+from threefold.envs.base import EpisodeScore, Observation
+from threefold.envs.toy import EchoThenNext
+from threefold.trajectory import read_jsonl
+
+
+def echo(completions: Any, trajectory: Any, **columns: Any) -> list[float | None]:
+    return [episode.rewards.get("echo") for episode in trajectory]
+
+
+DIGITS = Dataset.from_list([{"prompt": [{"role": "user", "content": str(i)}], "digit": i} for i in range(10)])
+
+
+class Kept(ThreefoldTrainer):
+    """Keeps the inputs of every loss, and may disturb what the environment's tokens contribute to it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.losses: list[dict[str, Any]] = []
+        self.outputs: list[dict[str, Any]] = []
+        self.batches: list[Any] = []
+        self.disturb = 0.0
+        super().__init__(*args, **options)
+
+    def _generate_and_score_completions(self, inputs):
+        self.outputs.append(super()._generate_and_score_completions(inputs))
+        return self.outputs[-1]
+
+    def _assign(self, batch, output):
+        self.batches.append(batch)
+        return super()._assign(batch, output)
+
+    def _compute_loss(self, model, inputs):
+        self.losses.append(inputs)
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **options):
+        logp, *rest = super()._get_per_token_logps_and_entropies(*args, **options)
+        if self.disturb:
+            logp = torch.where(self.losses[-1]["tool_mask"].bool(), logp, logp + self.disturb)
+        return (logp, *rest)
+
+
+def played(build, args=None, **options) -> Any:
+    defaults = {
+        "reward_funcs": echo,
+        "train_dataset": DIGITS,
+        "environment": EchoThenNext,
+        "credit": GRPO(),
+        "limits": Limits(turns=2, turn_tokens=4, completion_tokens=24),
+    }
+    args = {"max_completion_length": 24, **(args or {})}
+    trainer = build(Kept, args=args, **{**defaults, **options})
+    trainer.train()
+    return trainer
+
+
+def gradients(trainer: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
+    trainer.model.zero_grad()
+    trainer._compute_loss(trainer.model, inputs).backward()
+    return [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+
+
+class SayDigits(EchoThenNext):
+    """Rewards any digit said first in a turn: a tenth of random text earns it, so a few steps teach it."""
+
+    def step(self, action_text: str) -> Observation:
+        self._turn += 1
+        right = float(action_text.strip()[:1].isdigit())
+        self._right += int(right)
+        done = self._turn == 2
+        messages = () if done else ({"role": "user", "content": "+"},)
+        return Observation(messages=messages, rewards={"echo": right}, terminated=done, success=None)
+
+
+def test_the_policy_learns_both_turns(build, tmp_path):
+    run = tmp_path / "run"
+    args = {"max_steps": 25, "learning_rate": 2e-2, "lr_scheduler_type": "constant", "num_generations": 8}
+    played(build, {**args, "per_device_train_batch_size": 16}, environment=SayDigits, run_dir=run)
+    rewards = [json.loads(line)["reward"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(rewards[:3]) / 3 < 0.35
+    assert sum(rewards[-3:]) / 3 > 0.75
+    last = [record.trajectory for record in read_jsonl(run / "rollouts.jsonl")][-32:]
+    for turn in (0, 1):
+        assert sum(e.turns[turn].rewards["echo"] for e in last) / len(last) > 0.6
+
+
+@pytest.mark.slow
+def test_echo_then_next_is_learnt(build, tmp_path, make_model):
+    """The digit must be read off the prompt and, in turn 2, its neighbour be found."""
+    run = tmp_path / "run"
+    args = {
+        "max_steps": 400,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "constant",
+        "num_generations": 16,
+        "per_device_train_batch_size": 160,
+        "gradient_accumulation_steps": 1,
+    }
+    played(build, args, run_dir=run, limits=Limits(turns=2, turn_tokens=1, completion_tokens=24))
+    rewards = [json.loads(line)["reward"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sum(rewards[:5]) / 5 < 0.05
+    assert sum(rewards[-5:]) / 5 > 0.15  # always saying one digit, or one a turn, earns 0.1
+
+
+def test_the_loss_mask_is_what_the_agent_wrote(build, tmp_path):
+    trainer = played(build, run_dir=tmp_path / "run")
+    records = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
+    assert len(records) == 3 * 16
+    for step, (output, batch) in enumerate(zip(trainer.outputs, trainer.batches, strict=True)):
+        mask_BT = (output["completion_mask"] * output["tool_mask"]).bool()
+        assert torch.equal(mask_BT, batch.mask_BT)
+        for row, record in enumerate(records[16 * step : 16 * (step + 1)]):
+            segment = record.trajectory.segments[0]
+            turn_ids = segment.turn_ids[segment.prompt_length :]
+            assert batch.turn_BT[row, : len(turn_ids)].tolist() == list(turn_ids)
+            assert not mask_BT[row, len(turn_ids) :].any()
+            assert {0, 1} <= set(turn_ids)
+            # The ids that are trained are the ones that were sampled.
+            ids = output["completion_ids"][row, : len(turn_ids)].tolist()
+            assert ids == list(segment.token_ids[segment.prompt_length :])
+            written = [turn >= 0 for turn in segment.turn_ids]
+            assert all(a == 0 for a, mine in zip(record.advantages[0], written, strict=True) if not mine)
+
+
+@pytest.mark.parametrize("loss", ["dapo", "grpo", "cispo"])
+def test_no_token_of_the_environment_is_trained(build, loss):
+    """Whatever the environment's tokens contribute, as targets or by an advantage, no gradient moves."""
+    trainer = played(build, {"max_steps": 1, "loss_type": loss}, reward_funcs=random_reward)
+    inputs = dict(trainer.losses[0])
+    mine_BT = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+    theirs_BT = inputs["completion_mask"].bool() & ~mine_BT
+    assert theirs_BT.any()
+    inputs["advantages"] = inputs["advantages"][:, None].expand(mine_BT.shape).clone()
+    reference = gradients(trainer, inputs)
+    assert any(g.abs().max() > 0 for g in reference)
+
+    trainer.disturb = 0.7  # as if the environment had said something else that the policy finds likelier
+    for a, b in zip(reference, gradients(trainer, inputs), strict=True):
+        assert torch.equal(a, b)
+    trainer.disturb = 0.0
+
+    other = {**inputs, "advantages": torch.where(theirs_BT, 1e3, inputs["advantages"])}
+    for a, b in zip(reference, gradients(trainer, other), strict=True):
+        assert torch.equal(a, b)
+
+    # And the same disturbance of the agent's own tokens does move it, so the comparison can fail.
+    other = {**inputs, "advantages": torch.where(mine_BT, 2.0, 0.0)}
+    assert not all(torch.equal(a, b) for a, b in zip(reference, gradients(trainer, other), strict=True))
+
+
+def random_reward(completions: Any, **columns: Any) -> list[float]:
+    return [float(i % 3) for i in range(len(completions))]
+
+
+def test_groups_share_task_and_start_and_are_numbered_through_the_run(build, tmp_path):
+    played(build, run_dir=tmp_path / "run")
+    groups: dict[int, list[Any]] = {}
+    for record in read_jsonl(tmp_path / "run" / "rollouts.jsonl"):
+        groups.setdefault(record.trajectory.group_id, []).append(record.trajectory)
+    assert sorted(groups) == list(range(12))
+    for members in groups.values():
+        assert [m.member for m in members] == [0, 1, 2, 3]
+        assert len({(m.opening.text, m.seed, m.task["digit"]) for m in members}) == 1
+    assert len({members[0].seed for members in groups.values()}) == 12
+
+
+def test_the_seed_decides_everything(build, tmp_path):
+    rollouts, weights = {}, {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        args = {"seed": seed, "output_dir": str(tmp_path / f"trl-{name}")}
+        trainer = played(build, args, run_dir=tmp_path / name, reward_funcs=random_reward)
+        rollouts[name] = (tmp_path / name / "rollouts.jsonl").read_text()
+        weights[name] = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    assert rollouts["a"] == rollouts["b"]
+    assert torch.equal(weights["a"], weights["b"])
+    assert rollouts["a"] != rollouts["c"]
+    assert not torch.equal(weights["a"], weights["c"])
+
+
+class FailsOnEven(EchoThenNext):
+    """Every episode with an even digit fails in `where`."""
+
+    where = "step"
+    open_now = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).open_now += 1
+
+    def reset(self, task, seed, member):
+        observation = super().reset(task, seed, member)
+        if self.where == "reset":
+            raise ConnectionError("no simulator")
+        return observation
+
+    def step(self, action_text):
+        if self.where == "step" and self._digit % 2 == 0:
+            raise ConnectionError("no simulator")
+        return super().step(action_text)
+
+    def close(self):
+        super().close()
+        type(self).open_now -= 1
+
+
+def test_failed_episodes_are_recorded_counted_and_not_trained(build, tmp_path):
+    trainer = played(build, environment=FailsOnEven, run_dir=tmp_path / "run")
+    records = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
+    failed = [r for r in records if r.trajectory.task["digit"] % 2 == 0]
+    assert failed
+    assert len(failed) < len(records)
+    for record in failed:
+        assert record.trajectory.ended == "error: ConnectionError: no simulator"
+        assert set(record.advantages[0]) == {0.0}
+        assert record.outcome_advantage == 0.0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["signal/unscorable"] for line in lines) == pytest.approx(3 * len(failed) / len(records))
+    assert FailsOnEven.open_now == 0
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_where_no_episode_starts_nothing_is_trained_and_the_words_say_so(build, tmp_path, make_model):
+    environment = type("NeverStarts", (FailsOnEven,), {"where": "reset", "open_now": 0})
+    trainer = played(build, {"max_steps": 1}, environment=environment, run_dir=tmp_path / "run")
+    for trained, initial in zip(trainer.model.parameters(), make_model().parameters(), strict=True):
+        assert torch.equal(trained, initial)
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert line["signal/unscorable"] == 1.0
+    assert "100% of the episodes could not be scored" in line["words"]
+    assert "the policy gradient is zero" in line["words"]
+    assert environment.open_now == 0
+
+
+def test_a_judge_that_gives_no_score_is_unscorable(build, tmp_path):
+    class Unjudged(EchoThenNext):
+        def score(self, episodes):
+            return [EpisodeScore(rewards={"echo": None}) for _ in episodes]
+
+    played(build, {"max_steps": 1}, environment=Unjudged, run_dir=tmp_path / "run")
+    records = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
+    assert all(r.trajectory.ended == "terminated" for r in records)
+    assert all(r.trajectory.rewards == {"echo": None} for r in records)

@@ -1,0 +1,93 @@
+"""Six steps are three, a stop, and three more: weights, metrics and rollouts, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from threefold import GRPO, ISPO
+from threefold.training.run_directory import RunDirectory
+
+CREDITS = {
+    "TRL's own": None,
+    "GRPO": GRPO(),
+    "ISPO": ISPO("digit", combine="union"),
+}
+
+
+class StopAt(TrainerCallback):
+    """Ends the training as a crash between two steps would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+        return control
+
+
+def trainer_in(build: Any, run: RunDirectory, credit: Any, **options: Any) -> Any:
+    args = {
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "output_dir": str(run.path / "checkpoints"),
+        **options.pop("args", {}),
+    }
+    return build(args=args, credit=credit, answer_format=r"([0-9])", run_dir=run, **options)
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time") and k != "step_time"} for line in lines
+    ]
+
+
+def weights(trainer: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"steps_per_generation": 4}], ids=["one update a batch", "two updates a batch"]
+)
+@pytest.mark.parametrize("credit", CREDITS.values(), ids=CREDITS.keys())
+def test_a_resumed_run_is_the_uninterrupted_one(build, tmp_path, credit, args):
+    if args and credit is None:
+        pytest.skip("one case of TRL's own advantages is enough")
+    args = {**args, "save_steps": 4 if args else 3}
+    through = trainer_in(build, RunDirectory(tmp_path / "through"), credit, args=args)
+    through.train()
+
+    stop = StopAt(args["save_steps"] + 1)  # one step past the checkpoint, whose records must be dropped
+    trainer_in(build, RunDirectory(tmp_path / "halves"), credit, args=args, callbacks=[stop]).train()
+    run = RunDirectory(tmp_path / "halves", resume=True)
+    checkpoint = run.latest_checkpoint()
+    assert checkpoint.name == f"checkpoint-{args['save_steps']}"
+    run.drop_after(args["save_steps"])
+    resumed = trainer_in(build, run, credit, args=args)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+
+    assert torch.equal(weights(through), weights(resumed))
+    assert figures(tmp_path / "through") == figures(tmp_path / "halves")
+    assert len(figures(tmp_path / "through")) == 6
+    one, other = ((tmp_path / name / "rollouts.jsonl").read_text() for name in ("through", "halves"))
+    assert one == other
+
+
+def test_a_base_that_is_not_the_initial_model_is_refused(build, tmp_path, make_model):
+    run = RunDirectory(tmp_path / "run")
+    trainer_in(build, run, ISPO("digit"), args={"max_steps": 3}).train()
+    checkpoint = run.latest_checkpoint()
+    again = RunDirectory(tmp_path / "run", resume=True)
+    # The mistake that it guards against: building the trainer from the weights of the checkpoint.
+    moved = type(make_model()).from_pretrained(checkpoint)
+    other = trainer_in(build, again, ISPO("digit"), model=moved)
+    with pytest.raises(ValueError, match=r"frozen base of this trainer is not the one.*initial weights"):
+        other.train(resume_from_checkpoint=str(checkpoint))
