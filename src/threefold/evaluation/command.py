@@ -1,0 +1,146 @@
+"""`threefold eval`: pass@1 greedy, avg@k and pass@k of a model or a run, with intervals."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from threefold.evaluation.evaluate import Evaluation, evaluate
+from threefold.models import load_model
+from threefold.recipe import Recipe, RecipeError, load_recipe, parse_recipe
+from threefold.tasks import held_out_problems, questioner
+
+
+def evaluate_model(options: Namespace) -> dict[str, Any]:
+    """Evaluate what `threefold eval` names, print a table and return the figures.
+
+    Args:
+        options: The command's arguments; see `threefold eval --help`.
+
+    Raises:
+        RecipeError: A run directory holds no model, a number is out of range, or a prompt is too long.
+    """
+    import torch
+
+    from threefold.rollout.samplers.transformers import TransformersSampler
+
+    _check(options)
+    recipe, folder = _find(options.model)
+    max_tokens = options.max_tokens or (recipe.training.max_completion_tokens if folder else 512)
+    ask = questioner(recipe, folder)
+    problems = held_out_problems(recipe, options.problems, options.data)
+    ask.check_lengths(options.data or recipe.data.test or recipe.data.train, problems, max_tokens)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = _load(recipe, folder, dtype).to(device).eval()
+    sampler = TransformersSampler(model, ask.tokenizer, batch_size=options.batch_size)
+    results = []
+    with Progress(disable=options.quiet, transient=True) as bars:
+        for temperature, samples, ks in ((0.0, 1, [1]), (options.temperature, options.samples, options.k)):
+            task = bars.add_task("greedy" if temperature == 0 else f"{samples} samples a problem")
+            results.append(
+                evaluate(
+                    sampler,
+                    ask.tokenizer,
+                    problems,
+                    prompt=ask.prompt_ids,
+                    score=ask.scores,
+                    temperature=temperature,
+                    samples=samples,
+                    ks=ks,
+                    max_new_tokens=max_tokens,
+                    seed=options.seed,
+                    progress=partial(_advance, bars, task),
+                )
+            )
+    figures = {"model": options.model, "evaluations": [result.to_json() for result in results]}
+    _print(results)
+    if options.output:
+        options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _advance(bars: Progress, task: Any, done: int, total: int) -> None:
+    bars.update(task, completed=done, total=total)
+
+
+def _check(options: Namespace) -> None:
+    if options.temperature <= 0:
+        raise RecipeError(
+            "--temperature is that of the samples and must be above 0; greedy is always measured too"
+        )
+    too_large = [k for k in options.k if not 1 <= k <= options.samples]
+    if too_large:
+        raise RecipeError(f"--k {too_large[0]} needs 1 <= k <= --samples, which is {options.samples}")
+
+
+def _find(name: str) -> tuple[Recipe, str | None]:
+    """The recipe to ask as, and the folder of trained weights where `name` is a run directory."""
+    path = Path(name)
+    if not (path / "config.yaml").exists():
+        return parse_recipe({"model": {"name": name}}), None
+    recipe = load_recipe(path / "config.yaml")
+    if (path / "model").is_dir():
+        return recipe, str(path / "model")
+    checkpoints = sorted(
+        (path / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2])
+    )
+    if not checkpoints:
+        raise RecipeError(
+            f"{path} is a run directory without a model or a checkpoint; let the run finish a save"
+        )
+    return recipe, str(checkpoints[-1])
+
+
+def _load(recipe: Recipe, folder: str | None, dtype: Any) -> Any:
+    options: dict[str, Any] = {
+        "revision": recipe.model.revision,
+        "trust_remote_code": recipe.model.trust_remote_code,
+    }
+    if folder is None:
+        return load_model(recipe.model.name, dtype, **options)
+    if not (Path(folder) / "adapter_config.json").exists():
+        return load_model(folder, dtype, trust_remote_code=recipe.model.trust_remote_code)
+    from peft import PeftModel
+
+    base = load_model(recipe.model.name, dtype, **options)
+    return PeftModel.from_pretrained(base, folder).merge_and_unload()
+
+
+def _print(results: list[Evaluation]) -> None:
+    table = Table("measure", "right, asked format", "right, last number", "in the format")
+    for result in results:
+        name = (
+            "greedy pass@1"
+            if result.mode == "greedy"
+            else f"avg@{result.samples} at T = {result.temperature:g}"
+        )
+        table.add_row(
+            name, *(_interval(result.scores[score]) for score in ("strict", "last_number", "format"))
+        )
+        if result.mode == "sampled":
+            for k in sorted(result.pass_at["strict"]):
+                row = (_interval(result.pass_at[s][k]) for s in ("strict", "last_number", "format"))
+                table.add_row(f"pass@{k}", *row)
+    console = Console(highlight=False)
+    console.print(table)
+    for level, scores in sorted(results[-1].by_difficulty.items()):
+        console.print(
+            f"  {level}: {scores['strict']:.1%} strict, {scores['last_number']:.1%} by the last number"
+        )
+    last = results[-1]
+    console.print(
+        f"{last.problems} problems; 95 % intervals, bootstrapped over problems; {last.truncated:.0%} of the "
+        f"samples were cut off, mean length {last.mean_length:.0f} tokens"
+    )
+
+
+def _interval(value: Any) -> str:
+    return f"{value.mean:.1%} [{value.low:.1%}, {value.high:.1%}]"
