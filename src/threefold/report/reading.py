@@ -1,0 +1,263 @@
+"""Reads what a run left behind, as far as it got: every file is optional and a crash may have cut the last
+line.
+
+Nothing is passed over in silence. What is missing or unreadable becomes a sentence in `Run.notes`, and the
+page shows these sentences at its top.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from threefold.report.sampling import EpisodeSample, sample_episodes
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The columns of `metrics.jsonl`. A step that was logged twice (a resume) has its later values."""
+
+    columns: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Finite value by step, ascending, by metric; "<split>: <metric>" for a split other than "train"."""
+    words: Mapping[int, str] = field(default_factory=dict)
+    """The sentence that says what happened in a step, by step, ascending."""
+    started: float | None = None
+    """Unix seconds of the earliest line."""
+    ended: float | None = None
+    """Unix seconds of the latest line."""
+    last_step: int | None = None
+    """Last step of the split "train"."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its interval; an end that was not recorded is None."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One pass over the held-out problems."""
+
+    when: str
+    mode: str
+    step: int | None = None
+    temperature: float | None = None
+    problems: int | None = None
+    samples: int | None = None
+    scores: Mapping[str, Interval] = field(default_factory=dict)
+    by_difficulty: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Mean by score, by difficulty."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Difference after minus before, paired by problem."""
+
+    score: str
+    mode: str
+    value: Interval
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory in memory: all of it, except that the episodes are a bounded sample."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    config_text: str
+    environment: Mapping[str, Any]
+    metrics: Metrics
+    evaluations: tuple[Evaluation, ...]
+    gains: tuple[Gain, ...]
+    episodes: EpisodeSample
+    notes: tuple[str, ...]
+    """What is missing or could not be read, one sentence each."""
+
+
+def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
+    """Read a run directory.
+
+    Args:
+        run_dir: The directory that training wrote. Any of its files may be absent.
+        episode_limit: Largest number of episodes to keep in memory (whole groups, see `sampling`).
+
+    Raises:
+        FileNotFoundError: The directory does not exist.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(
+            f"{run_dir} is not a run directory: give the directory that holds metrics.jsonl"
+        )
+    notes: list[str] = []
+    config, config_text = _read_config(run_dir / "config.yaml", notes)
+    environment = _read_json(run_dir / "environment.json", "versions and machine are unknown", notes)
+    metrics = _read_metrics(run_dir / "metrics.jsonl", notes)
+    evaluation = _read_json(
+        run_dir / "evaluation.json", "there are no results before and after training", notes
+    )
+    evaluations, gains = _evaluations(evaluation, notes)
+    episodes = sample_episodes(run_dir, episode_limit)
+    notes.extend(episodes.notes)
+    return Run(
+        directory=run_dir,
+        config=config,
+        config_text=config_text,
+        environment=environment,
+        metrics=metrics,
+        evaluations=evaluations,
+        gains=gains,
+        episodes=episodes,
+        notes=tuple(notes),
+    )
+
+
+def _read_config(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], str]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing: what was run is unknown.")
+        return {}, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        notes.append(f"{path.name} is not valid YAML: {' '.join(str(error).split())}")
+        return {}, text
+    if not isinstance(config, dict):
+        notes.append(f"{path.name} holds no mapping of settings.")
+        return {}, text
+    return config, text
+
+
+def _read_json(path: Path, consequence: str, notes: list[str]) -> Mapping[str, Any]:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing: {consequence}.")
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        notes.append(f"{path.name} is not valid JSON ({error}): {consequence}.")
+        return {}
+    if not isinstance(data, dict):
+        notes.append(f"{path.name} holds no JSON object: {consequence}.")
+        return {}
+    return data
+
+
+def _read_metrics(path: Path, notes: list[str]) -> Metrics:
+    if not path.is_file():
+        notes.append(f"{path.name} is missing: there are no curves.")
+        return Metrics()
+    columns: dict[str, dict[int, float]] = {}
+    words: dict[int, str] = {}
+    times: list[float] = []
+    train_steps: set[int] = set()
+    unusable: list[str] = []
+    for row in _rows(path, notes):
+        step, split = row.pop("step"), row.pop("split", "train")
+        time = row.pop("time", None)
+        if _is_finite(time):
+            times = [min([time, *times]), max([time, *times])]
+        if split == "train":
+            train_steps.add(step)
+        sentence = row.pop("words", None)
+        if isinstance(sentence, str) and sentence:
+            words[step] = sentence
+        for name, value in row.items():
+            if _is_finite(value):
+                column = name if split == "train" else f"{split}: {name}"
+                columns.setdefault(column, {})[step] = float(value)
+            elif isinstance(value, float):
+                unusable.append(f"{name} at step {step}")
+    if unusable:
+        notes.append(
+            f"{len(unusable)} values of {path.name} are not finite and stand in no curve, "
+            f"the first: {unusable[0]}."
+        )
+    if not train_steps:
+        notes.append(f"{path.name} holds no training step.")
+    return Metrics(
+        columns={name: dict(sorted(columns[name].items())) for name in sorted(columns)},
+        words=dict(sorted(words.items())),
+        started=times[0] if times else None,
+        ended=times[1] if times else None,
+        last_step=max(train_steps, default=None),
+    )
+
+
+def _rows(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Objects of a JSONL file that have an integer "step"; the other lines are counted into a note."""
+    bad: list[int] = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
+            else:
+                bad.append(number)
+    if bad:
+        notes.append(
+            f"{path.name}: lines left out because they hold no complete JSON object with a step: {len(bad)}, "
+            f"the first at line {bad[0]} (a crash cuts the line being written)."
+        )
+
+
+def _evaluations(
+    data: Mapping[str, Any], notes: list[str]
+) -> tuple[tuple[Evaluation, ...], tuple[Gain, ...]]:
+    evaluations, gains = [], []
+    try:
+        for entry in data.get("evaluations", ()):
+            evaluations.append(
+                Evaluation(
+                    when=str(entry["when"]),
+                    mode=str(entry["mode"]),
+                    step=entry.get("step"),
+                    temperature=entry.get("temperature"),
+                    problems=entry.get("problems"),
+                    samples=entry.get("samples"),
+                    scores={name: _interval(value) for name, value in entry.get("scores", {}).items()},
+                    by_difficulty={
+                        name: {score: float(mean) for score, mean in scores.items() if _is_finite(mean)}
+                        for name, scores in entry.get("by_difficulty", {}).items()
+                    },
+                )
+            )
+        for entry in data.get("gains", ()):
+            gains.append(Gain(score=str(entry["score"]), mode=str(entry["mode"]), value=_interval(entry)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        notes.append(
+            f"evaluation.json has an entry of an unknown form ({type(error).__name__}: {error}); "
+            "the entries before it are shown."
+        )
+    return tuple(evaluations), tuple(gains)
+
+
+def _interval(value: Mapping[str, Any]) -> Interval:
+    if not _is_finite(value["mean"]):
+        raise ValueError(f"mean {value['mean']!r} is not a finite number")
+    ends = {name: float(value[name]) for name in ("low", "high") if _is_finite(value.get(name))}
+    return Interval(float(value["mean"]), **ends)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a number that can be drawn: the bound keeps differences of two of them finite."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) < 1e300
+    )
