@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from threefold.credit.ispo import ISPO
     from threefold.rollout.driver import Limits
     from threefold.training.trainer import ThreefoldTrainer
+    from threefold.training.trl_seam import Speedups
 
 __version__ = metadata.version("threefold")
 
@@ -20,10 +21,11 @@ _HOMES = {
     "GRPO": "threefold.credit.grpo",
     "ISPO": "threefold.credit.ispo",
     "Limits": "threefold.rollout.driver",
+    "Speedups": "threefold.training.trl_seam",
     "ThreefoldTrainer": "threefold.training.trainer",
 }
 
-__all__ = ["GRPO", "ISPO", "Limits", "ThreefoldTrainer", "__version__"]
+__all__ = ["GRPO", "ISPO", "Limits", "Speedups", "ThreefoldTrainer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

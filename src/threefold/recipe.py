@@ -108,6 +108,17 @@ class Credit(_Part):
     """Weight of an extra reward for answering in the asked format; 0 adds no such reward."""
 
 
+class Speedups(_Part):
+    """The same gradient for less; see docs/speed.md. One that would not be exact stays off and says why."""
+
+    share_prompts: bool = True
+    """Score a prompt once for all its episodes, and no padding."""
+    repack: bool = True
+    """Sort the rows of an update and fill its micro-batches by tokens."""
+    drop_dead: bool = True
+    """Where rows are repacked, leave out those without an advantage."""
+
+
 class Training(_Part):
     """The optimisation. Batch sizes in TRL's own terms are derived; see `batch.BatchPlan`."""
 
@@ -144,6 +155,7 @@ class Training(_Part):
     one process without vLLM, else "trl"."""
     signals_every: int = Field(0, ge=0)
     """Measure entropies for the diagnostics every so many steps where the method does not need them."""
+    speedups: Speedups = Field(default_factory=Speedups)
     trl: dict[str, Any] = Field(default_factory=dict)
     """Any other field of TRL's GRPOConfig, by its own name (use_vllm, deepspeed, fsdp, report_to, ...)."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 
 from threefold import ISPO, cli
 from threefold.credit import CreditBatch, Signals
@@ -102,7 +103,9 @@ def test_recipe_page_lists_every_key_with_its_default() -> None:
     for section, part in Recipe.model_fields.items():
         assert part.annotation is not None
         for key, field in part.annotation.model_fields.items():
-            wanted[f"{section}.{key}"] = field.get_default(call_default_factory=True)
+            default = field.get_default(call_default_factory=True)
+            inner = default.model_dump() if isinstance(default, BaseModel) else {"": default}
+            wanted |= {f"{section}.{key}.{name}".rstrip("."): value for name, value in inner.items()}
     lora = Recipe.model_validate({"model": {"lora": {}}}).model.lora
     assert lora is not None
     wanted |= {f"model.lora.{key}": value for key, value in lora.model_dump().items()}

@@ -67,9 +67,11 @@ def certainty(
 ) -> dict[str, float]:
     """Mean entropy (nats) on all tokens and on each episode's top-entropy tokens, by outcome.
 
-    Measured alike for every method, unlike the entropy on ISPO's critical tokens, which depend on drift.
+    Measured alike for every method, unlike the entropy on ISPO's critical tokens, which depend on drift. NaN
+    marks tokens whose entropy was not seen.
     """
     figures = {}
+    mask_BT = mask_BT & entropy_BT.isfinite()
     top_BT = high_entropy_tokens(entropy_BT, mask_BT, top_fraction=top_fraction)
     for tokens, chosen_BT in (("all", mask_BT), ("top", top_BT)):
         for outcome, rows_B in _by_outcome(outcome_B):

@@ -116,6 +116,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> A
     from transformers import PrinterCallback
 
     from threefold.training.trainer import ThreefoldTrainer
+    from threefold.training.trl_seam import Speedups
 
     recipe = prepared.recipe
     weights, _ = _dtype(recipe)
@@ -152,6 +153,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> A
         run_dir=run,
         signals_every=recipe.training.signals_every,
         sampler=_sampler(recipe, prepared.plan.processes),
+        speedups=Speedups(**recipe.training.speedups.model_dump()),
     )
     updates = recipe.training.updates_per_step
     trainer.remove_callback(PrinterCallback)

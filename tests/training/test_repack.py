@@ -1,0 +1,214 @@
+"""Micro-batches regrouped inside an update: the same gradient as TRL's, for less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from torch import Tensor
+from trl import GRPOTrainer
+
+from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
+from threefold.training import repack
+
+ONE_STEP = {
+    "max_steps": 1,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "max_grad_norm": 0.0,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 4,
+    "steps_per_generation": 4,
+}
+"""One update whose change of the weights is the gradient itself."""
+EXACT_LOSSES = ("dapo", "cispo", "grpo", "sapo", "dr_grpo")
+
+
+def gradient(trainer: Any) -> list[Tensor]:
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    return [b - p.detach() for b, p in zip(before, trainer.model.parameters(), strict=True)]
+
+
+def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
+    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(one, other, strict=True))
+    return (difference / sum(float((a**2).sum()) for a in one)) ** 0.5
+
+
+def some_dead(completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
+    """Half of the groups get equal rewards, whatever was said."""
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    alive = [int(a) % 2 for a in answer]
+    return [float(len(text) + ord((text or "a")[0])) * a for text, a in zip(texts, alive, strict=True)]
+
+
+@pytest.mark.parametrize("ratio", ["token", "sequence"])
+@pytest.mark.parametrize("loss", EXACT_LOSSES)
+def test_the_gradient_is_trls(build, loss, ratio):
+    args = {**ONE_STEP, "loss_type": loss, "importance_sampling_level": ratio}
+    expected = gradient(build(GRPOTrainer, args=args, reward_funcs=some_dead))
+    trainer = build(args=args, reward_funcs=some_dead, speedups=Speedups())
+    forwarded = rows_forwarded(trainer)
+    assert relative_difference(expected, gradient(trainer)) < 1e-5
+    assert sum(forwarded) < 16  # dead rows were not forwarded
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"credit": GRPO()},
+        # Measured in plain reward: a division by the spread of a dead group's signals, 1e-4 here, would
+        # enlarge their rounding a thousand times (trap 1 of ISPO).
+        {"credit": ISPO("digit", combine="entropy", scale="none"), "answer_format": r"([0-9])"},
+        {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")},
+    ],
+    ids=["GRPO", "ISPO", "LoRA"],
+)
+@pytest.mark.parametrize(
+    "args", [{}, {"num_iterations": 2, "max_steps": 2}, {"mask_truncated_completions": True}], ids=str
+)
+def test_with_credit_and_adapters_too(build, options, args):
+    args = {**ONE_STEP, **args}
+    expected = gradient(build(args=args, **options))
+    assert relative_difference(expected, gradient(build(args=args, **options, speedups=Speedups()))) < 1e-5
+
+
+def test_an_update_of_several_in_a_generation(build):
+    args = {**ONE_STEP, "gradient_accumulation_steps": 2, "max_steps": 2}
+    expected = gradient(build(GRPOTrainer, args=args, reward_funcs=some_dead))
+    trainer = build(args=args, reward_funcs=some_dead, speedups=Speedups())
+    assert relative_difference(expected, gradient(trainer)) < 1e-5
+
+
+def test_a_batch_without_any_advantage_costs_no_forward(build):
+    trainer = build(args=ONE_STEP, reward_funcs=lambda completions, **_: [1.0] * 16, speedups=Speedups())
+    forwarded = rows_forwarded(trainer)
+    assert all(not change.any() for change in gradient(trainer))
+    assert forwarded == []
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({"beta": 0.1}, "beta > 0"),
+        ({"top_entropy_quantile": 0.5}, "top_entropy_quantile"),
+        ({"entropy_coef": 0.1}, "the entropy bonus"),
+        ({"loss_type": "bnpo"}, "loss_type='bnpo'"),
+        ({"loss_type": "luspo", "importance_sampling_level": "sequence"}, "loss_type='luspo'"),
+        ({"loss_type": "vespo"}, "loss_type='vespo'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_where_it_would_not_be_exact_it_stays_off_and_says_why(build, model_folder, caplog, args, reason):
+    args = {**ONE_STEP, **args}
+    # By folder, because TRL loads the reference model of beta > 0 once more.
+    expected = gradient(build(GRPOTrainer, args=args, model=str(model_folder)))
+    with caplog.at_level("INFO", logger="threefold"):
+        trainer = build(args=args, model=str(model_folder), speedups=Speedups())
+    assert f"speed-up repack is off: {reason}" in caplog.text
+    assert relative_difference(expected, gradient(trainer)) < 1e-5  # shared prompts stay on, and exact
+
+
+def test_episodes_are_recorded_whole_and_unseen_entropies_are_left_out(build, tmp_path):
+    run = tmp_path / "run"
+    trainer = build(args=ONE_STEP, reward_funcs=some_dead, credit=GRPO(), run_dir=run, speedups=Speedups())
+    trainer.train()
+    from threefold.trajectory import read_jsonl
+
+    episodes = list(read_jsonl(run / "rollouts.jsonl"))
+    assert len(episodes) == 16
+    for episode in episodes:
+        start = episode.trajectory.segments[0].prompt_length
+        seen = [value is not None for value in episode.token_signals["entropy"][0][start:]]
+        assert seen == [any(episode.advantages[0])] * len(seen)
+
+
+def rows_forwarded(trainer: ThreefoldTrainer) -> list[int]:
+    """Rows of every scoring forward with a gradient from now on."""
+    counts: list[int] = []
+    original = trainer._get_per_token_logps_and_entropies
+
+    def counting(model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            counts.append(len(input_ids))
+        return original(model, input_ids, *args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = counting
+    return counts
+
+
+# The regrouping itself
+# ------------------------------------------------------------------------------------------------------------
+
+
+def micro_batches(lengths: list[int], advantages: list[float], groups: list[int], each: int) -> list[dict]:
+    """Rows with these completion lengths, advantages and prompts, cut as TRL cuts them."""
+    width = max(lengths)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    rows = {
+        "prompt_ids": torch.tensor(groups)[:, None].repeat(1, 3) + 5,
+        "prompt_mask": torch.ones(len(groups), 3, dtype=torch.long),
+        "completion_ids": mask * 7,
+        "completion_mask": mask,
+        "advantages": torch.tensor(advantages),
+        "row": torch.arange(len(groups)),
+        "num_items_in_batch": torch.tensor(float(sum(lengths))),
+        "pixel_values": None,
+    }
+    return [
+        {n: v[i : i + each] if v is not None and v.dim() else v for n, v in rows.items()}
+        for i in range(0, len(groups), each)
+    ]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_row_with_an_advantage_is_kept_once_and_whole(data):
+    each, count = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
+    rows = each * count
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=rows, max_size=rows))
+    groups = data.draw(st.lists(st.integers(0, 3), min_size=rows, max_size=rows))
+    advantages = data.draw(st.lists(st.sampled_from([0.0, 1.0, -2.0]), min_size=rows, max_size=rows))
+    given_batches = micro_batches(lengths, advantages, groups, each)
+    packed = repack.repack(given_batches, loss_type="dapo")
+    assert len(packed) == count
+    full = [part for part in packed if part]
+    assert packed[: len(full)] == full  # what is empty comes last
+    kept = sorted(row for part in full for row in part["row"].tolist())
+    assert kept == [row for row in range(rows) if advantages[row]]
+    for part in full:
+        assert part["completion_mask"].sum(dim=1).tolist() == [lengths[r] for r in part["row"].tolist()]
+        assert part["completion_ids"].size(1) == max(lengths[r] for r in part["row"].tolist())
+        assert part["advantages"].tolist() == [advantages[r] for r in part["row"].tolist()]
+        assert part["num_items_in_batch"] == sum(lengths)
+        assert len(part["row"]) <= max(4 * each, -(-len(kept) // count) * 4)
+
+
+def test_a_mean_over_rows_keeps_its_weights():
+    """Eight rows as 2 x 4 weigh 1/8 each. Three survivors in one micro-batch of 3 of 2 need 3/4 of theirs."""
+    advantages = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 2.0]
+    packed = repack.repack(micro_batches([2] * 8, advantages, [0] * 4 + [1] * 4, 4), loss_type="grpo")
+    assert packed[1] == {}
+    assert dict(zip(packed[0]["row"].tolist(), packed[0]["advantages"].tolist(), strict=True)) == {
+        0: 0.75,
+        4: -0.75,
+        7: 1.5,
+    }
+
+
+def test_episodes_of_a_prompt_stay_together_and_short_ones_come_first():
+    lengths = [9, 1, 9, 1, 9, 1, 9, 1]
+    packed = repack.repack(micro_batches(lengths, [1.0] * 8, [0, 1] * 4, 4), loss_type="dapo")
+    assert [sorted(part["row"].tolist()) for part in packed if part] == [[1, 3, 5, 7], [0, 2, 4, 6]]
+
+
+def test_an_idle_token_adds_nothing_and_costs_one():
+    idle = repack.one_idle_token(micro_batches([3, 5], [1.0, 2.0], [0, 1], 1), without="row")
+    assert idle["completion_ids"].shape == idle["completion_mask"].shape == (1, 1)
+    assert idle["completion_mask"].item() == 1
+    assert idle["advantages"].tolist() == [0.0]
+    assert "row" not in idle
