@@ -17,17 +17,21 @@ from threefold.trajectory import read_jsonl
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
+def run_two(folder: Path, *arguments: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     answer = subprocess.run(
-        [*command, str(Path(__file__).with_name("two_processes.py")), str(folder)],
+        [*command, str(Path(__file__).with_name("two_processes.py")), str(folder), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    run_two(folder)
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -79,3 +83,14 @@ def test_signals_and_record_keep_the_order_of_the_rows(ranks, make_model):
         torch.testing.assert_close(batch.signals.logp_BT[row, : len(logp)], logp, atol=1e-5, rtol=0)
         assert batch.rewards["digit"][row] == record.trajectory.rewards["digit"]
         assert record.advantages[0][-1] == pytest.approx(float(one["kept"][0]["values"][row]), abs=1e-5)
+
+
+def test_speedups_give_the_same_gradient_on_two_processes(tmp_path):
+    """Under DDP, with micro-batches that are empty on one process and not on the other."""
+    run_two(tmp_path, "one-update")
+    for rank in (0, 1):
+        plain, fast = (torch.load(tmp_path / f"{name}{rank}.pt") for name in ("plain", "fast"))
+        size = sum(float((a**2).sum()) for a in plain) ** 0.5
+        apart = sum(float(((a - b) ** 2).sum()) for a, b in zip(plain, fast, strict=True)) ** 0.5
+        assert size > 0
+        assert apart / size < 1e-5

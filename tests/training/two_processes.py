@@ -1,6 +1,6 @@
 """One of two processes of `test_two_processes`: trains, then writes what it saw to a folder.
 
-Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER
+Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER [one-update]
 """
 
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trl import GRPOConfig
 
 from conftest import digit, sums, tiny_model, tiny_tokenizer
-from threefold import ISPO, ThreefoldTrainer
+from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
 
 
 class Kept(ThreefoldTrainer):
@@ -33,8 +33,55 @@ class Kept(ThreefoldTrainer):
         return output
 
 
+def some_groups(completions, answer, **columns):
+    """Groups with an odd answer alone have rewards that differ."""
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    pairs = zip(texts, answer, strict=True)
+    return [float(ord((text or "a")[0])) if int(a) % 2 else 0.0 for text, a in pairs]
+
+
+def one_update(folder: Path) -> None:
+    """The weights after one step of plain gradient descent, with and without speed-ups."""
+    for name, speedups in (("plain", None), ("fast", Speedups())):
+        args = GRPOConfig(
+            output_dir=str(folder / "trl"),
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            optim="sgd",
+            learning_rate=1.0,
+            max_grad_norm=0.0,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+            num_generations=4,
+            max_completion_length=8,
+            max_steps=1,
+            save_strategy="no",
+            seed=1,
+            disable_tqdm=True,
+        )
+        trainer = ThreefoldTrainer(
+            model=tiny_model(),
+            reward_funcs=some_groups,
+            args=args,
+            train_dataset=sums(),
+            processing_class=tiny_tokenizer(),
+            credit=GRPO(),
+            speedups=speedups,
+        )
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train()
+        after = trainer.accelerator.unwrap_model(trainer.model).parameters()
+        change = [b - a.detach() for a, b in zip(after, before, strict=True)]
+        torch.save(change, folder / f"{name}{trainer.accelerator.process_index}.pt")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
+    if "one-update" in sys.argv:
+        one_update(folder)
+        return
     # A generation batch is two rows on each of two processes: its one group of four spans both.
     args = GRPOConfig(
         output_dir=str(folder / "trl"),
