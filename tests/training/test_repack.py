@@ -177,7 +177,7 @@ def test_every_row_with_an_advantage_is_kept_once_and_whole(data):
     packed = repack.repack(given_batches, loss_type="dapo")
     assert len(packed) == count
     full = [part for part in packed if part]
-    assert packed[: len(full)] == full  # what is empty comes last
+    assert packed[len(packed) - len(full) :] == full  # what is empty comes first
     kept = sorted(row for part in full for row in part["row"].tolist())
     assert kept == [row for row in range(rows) if advantages[row]]
     for part in full:
@@ -192,8 +192,8 @@ def test_a_mean_over_rows_keeps_its_weights():
     """Eight rows as 2 x 4 weigh 1/8 each. Three survivors in one micro-batch of 3 of 2 need 3/4 of theirs."""
     advantages = [1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 2.0]
     packed = repack.repack(micro_batches([2] * 8, advantages, [0] * 4 + [1] * 4, 4), loss_type="grpo")
-    assert packed[1] == {}
-    assert dict(zip(packed[0]["row"].tolist(), packed[0]["advantages"].tolist(), strict=True)) == {
+    assert packed[0] == {}
+    assert dict(zip(packed[1]["row"].tolist(), packed[1]["advantages"].tolist(), strict=True)) == {
         0: 0.75,
         4: -0.75,
         7: 1.5,
@@ -206,9 +206,15 @@ def test_episodes_of_a_prompt_stay_together_and_short_ones_come_first():
     assert [sorted(part["row"].tolist()) for part in packed if part] == [[1, 3, 5, 7], [0, 2, 4, 6]]
 
 
-def test_an_idle_token_adds_nothing_and_costs_one():
-    idle = repack.one_idle_token(micro_batches([3, 5], [1.0, 2.0], [0, 1], 1), without="row")
-    assert idle["completion_ids"].shape == idle["completion_mask"].shape == (1, 1)
-    assert idle["completion_mask"].item() == 1
-    assert idle["advantages"].tolist() == [0.0]
-    assert "row" not in idle
+def test_processes_fill_up_to_the_same_row_counts_with_rows_that_add_nothing():
+    advantages = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    rows = micro_batches([3, 5, 2, 1, 4, 1, 1, 1], advantages, [0] * 4 + [1] * 4, 4)
+    packed = repack.repack(rows, loss_type="grpo", agree=lambda counts: [1, 3], row_number="row")
+    assert [part["row"].tolist() for part in packed] == [[-1], [2, 0, -1]]
+    # Three rows of TRL's four: a weight of 3/4 each; idle ones have no advantage and one token.
+    assert packed[1]["advantages"].tolist() == [-0.75, 0.75, 0.0]
+    assert packed[1]["completion_mask"].sum(dim=1).tolist() == [2, 3, 1]
+    assert packed[0]["advantages"].tolist() == [0.0]
+    assert packed[0]["completion_ids"].size(1) == packed[0]["completion_mask"].sum()
+    nobody = repack.repack(rows, loss_type="grpo", agree=lambda counts: [0, 2], row_number="row")
+    assert nobody[0] == {}

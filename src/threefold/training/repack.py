@@ -13,14 +13,14 @@ micro-batch: `dapo` and `cispo` divide by the generation batch's tokens as they 
 n / (TRL's row count): all three are linear in the advantage at a fixed sign. Other losses are left alone;
 `why_not` names the reason.
 
-TRL runs a fixed number of micro-batches an update. Those that stay empty are empty dictionaries here: one
-process skips them; with several, whose losses gather figures from each other, the caller forwards
-`one_idle_token`.
+TRL runs a fixed number of micro-batches an update. Those that stay empty are empty dictionaries here, and
+are skipped. Several processes, whose losses gather one figure a row from each other, agree on row counts
+first, and fill up with idle rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,13 @@ def why_not(args: Any, *, auxiliary_loss: bool = False) -> str | None:
 
 
 def repack(
-    micro_batches: Sequence[MicroBatch], *, loss_type: str, drop_dead: bool = True, shared: bool = True
+    micro_batches: Sequence[MicroBatch],
+    *,
+    loss_type: str,
+    drop_dead: bool = True,
+    shared: bool = True,
+    agree: Callable[[list[int]], list[int]] | None = None,
+    row_number: str = "",
 ) -> list[MicroBatch]:
     """The micro-batches of one optimizer update, with the same gradient and less to compute.
 
@@ -59,35 +65,47 @@ def repack(
         loss_type: TRL's; decides whether advantages have to be scaled.
         drop_dead: Leave out rows whose advantages are all zero where the loss counts.
         shared: Prompts will be scored once a micro-batch, so that is how they are counted.
+        agree: Row counts of this process -> row counts that all processes can fill, for losses that gather
+            one figure a row. Rows that are missing here are idle: one token, no advantage.
+        row_number: Entry that numbers the rows; -1 for idle ones.
 
     Returns:
-        As many entries as were given: those with rows first, then an empty dictionary for each that has none.
+        As many entries as were given: an empty dictionary for each that has no rows, then those that have.
     """
     rows_each = len(micro_batches[0]["advantages"])
     merged = _merged(micro_batches)
     kept = _alive(merged) if drop_dead else list(range(len(merged["advantages"])))
-    packed: list[MicroBatch] = []
-    for rows in _filled(merged, kept, len(micro_batches), rows_each, shared=shared) if kept else ():
-        part = _trimmed(_rows(merged, rows))
-        if loss_type in _WEIGHTED_BY_ROWS and len(rows) != rows_each:
-            part["advantages"] = part["advantages"] * (len(rows) / rows_each)
-        packed.append(part)
-    return [*packed, *({} for _ in range(len(micro_batches) - len(packed)))]
+    chunks = _filled(merged, kept, len(micro_batches), rows_each, shared=shared) if kept else []
+    packed = [_trimmed(_rows(merged, rows)) for rows in chunks]
+    # Empty ones first: DDP adds the processes' gradients up in the backward of the last one.
+    empty = len(micro_batches) - len(chunks)
+    counts = [0] * empty + [len(rows) for rows in chunks]
+    packed = [*({} for _ in range(empty)), *packed]
+    if agree is not None:
+        agreed = agree(counts)
+        packed = [
+            _with_idle_rows(part, wanted - count, merged, row_number)
+            for part, count, wanted in zip(packed, counts, agreed, strict=True)
+        ]
+        counts = agreed
+    if loss_type in _WEIGHTED_BY_ROWS:
+        for part, count in zip(packed, counts, strict=True):
+            if part and count != rows_each:
+                part["advantages"] = part["advantages"] * (count / rows_each)
+    return packed
 
 
-def one_idle_token(micro_batches: Sequence[MicroBatch], *, without: str = "") -> MicroBatch:
-    """A row that costs one token and adds nothing: keeps a process in step with the others' collectives.
-
-    `without` names an entry that it shall not have.
-    """
-    row = _rows(micro_batches[0], [0])
-    row.pop(without, None)
-    row["advantages"] = torch.zeros_like(row["advantages"])
-    for name, value in row.items():
-        if isinstance(value, Tensor) and value.dim() == 2 and name not in _PROMPT:
-            row[name] = value[:, :1]
-    row["completion_mask"] = torch.ones_like(row["completion_mask"])
-    return row
+def _with_idle_rows(part: MicroBatch, count: int, merged: MicroBatch, row_number: str) -> MicroBatch:
+    """The micro-batch with `count` rows more that add nothing: its first row's prompt and first token."""
+    if count == 0:
+        return part
+    idle = _rows(part or _trimmed(_rows(merged, [0])), [0] * count)
+    idle["advantages"] = torch.zeros_like(idle["advantages"])
+    idle["completion_mask"] = torch.zeros_like(idle["completion_mask"])
+    idle["completion_mask"][:, 0] = 1
+    if row_number in idle:
+        idle[row_number] = torch.full_like(idle[row_number], -1)
+    return _merged([part, idle]) if part else _trimmed(idle)
 
 
 def _merged(micro_batches: Sequence[MicroBatch]) -> MicroBatch:

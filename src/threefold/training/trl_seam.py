@@ -266,19 +266,23 @@ class TrlSeam(GRPOTrainer):
         repacked: list[dict[str, Any]] = []
         for first in range(0, len(buffered), window):
             update = buffered[first : first + window]
-            packed = repack.repack(
+            repacked += repack.repack(
                 update,
                 loss_type=self.loss_type,
                 drop_dead=wanted.drop_dead,
                 shared=wanted.share_prompts,
+                agree=self._agree_on_rows if self.accelerator.num_processes > 1 else None,
+                row_number=ROW,
             )
-            if self.accelerator.num_processes > 1:
-                packed = [part or repack.one_idle_token(update, without=ROW) for part in packed]
-            repacked += packed
         self._buffered_inputs = repacked
         if self._rows_to_observe < sys.maxsize:
-            self._rows_to_observe = sum(len(part[ROW]) for part in repacked if ROW in part)
+            self._rows_to_observe = sum(int((part[ROW] >= 0).sum()) for part in repacked if part)
         return repacked[self._step % len(repacked)]
+
+    def _agree_on_rows(self, counts: list[int]) -> list[int]:
+        """The largest row count of any process, micro-batch by micro-batch."""
+        mine = torch.tensor(counts, device=self.accelerator.device)
+        return self.accelerator.gather(mine).view(-1, len(counts)).amax(dim=0).tolist()
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """TRL's loss; on its way the entropies and log-probabilities that it computes anyway are kept."""
@@ -294,7 +298,8 @@ class TrlSeam(GRPOTrainer):
         """Keep a micro-batch's scores; when every row that the update takes has been seen, hand them on."""
         if entropy is None:
             return
-        self._observed.append((rows, logp.detach(), entropy.detach()))
+        real = rows >= 0
+        self._observed.append((rows[real], logp.detach()[real], entropy.detach()[real]))
         if sum(len(part[0]) for part in self._observed) < self._rows_to_observe:
             return
         logp_BT = torch.full(self._watched_shape, torch.nan, device=logp.device)
