@@ -5,11 +5,11 @@
     A_i = R_i - mean(R)
     J   = (1/G) sum_i sum_t min(r_it A_i, clip(r_it, 1 - eps, 1 + eps) A_i) / constant
 
-Two biases of GRPO go: dividing by the group's deviation favours prompts that are nearly always or nearly never
-solved, and dividing by an episode's own length makes long wrong answers cheap. The first is this file; the
-second is the loss, TRL's `loss_type="dr_grpo"`, which divides by a constant. The method is both: `DrGRPO` names
-its loss, and another one is refused before the first step. For the centred advantage with a loss of your own,
-take `grpo.GRPO(scale="none")`, which gives the same numbers.
+Two biases of GRPO go: dividing by the group's deviation favours prompts that are nearly always or nearly
+never solved, and dividing by an episode's own length makes long wrong answers cheap. The first is this file;
+the second is the loss, TRL's `loss_type="dr_grpo"`, which divides by a constant. The method is both: `DrGRPO`
+names its loss, and another one is refused before the first step. For the centred advantage with a loss of
+your own, take `grpo.GRPO(scale="none")`, which gives the same numbers.
 
 Dead groups stay dead, as in GRPO.
 """

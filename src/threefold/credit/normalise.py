@@ -14,7 +14,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-4) -> Tensor:
+def zscore(
+    values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-4, std_floor: float = 0.0
+) -> Tensor:
     """How many standard deviations a value lies above the mean of its group: (v - mean) / (std + eps).
 
     Args:
@@ -23,6 +25,7 @@ def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-
         ddof: What is taken off the count in the variance: 1 unbiased (TRL's choice), 0 for the population's.
         eps: Added to the standard deviation, in units of the values. It is also a soft floor: a group whose
             spread is far below it gets scores far below 1.
+        std_floor: The standard deviation counts as at least this, in units of the values: a hard floor.
 
     Returns:
         (B,) scores; 0 for NaN, and for a group with no more than `ddof` values, whose deviation is undefined.
@@ -33,6 +36,8 @@ def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-
     values_B = _floating(values_B)
     values_NG, row_B, _ = _rows(values_B, group_B)
     mean_N, std_N = torch.nanmean(values_NG, dim=1), nan_std(values_NG, ddof=ddof)
+    if std_floor:
+        std_N = std_N.clamp(min=std_floor)
     return torch.nan_to_num((values_B - mean_N[row_B]) / (std_N[row_B] + eps), nan=0.0)
 
 
@@ -160,6 +165,30 @@ def group_std(values_B: Tensor, group_B: Tensor, *, ddof: int = 1) -> Tensor:
     """
     values_NG, row_B, _ = _rows(_floating(values_B), group_B)
     return nan_std(values_NG, ddof=ddof)[row_B]
+
+
+@torch.no_grad()
+def group_max(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """(B,) largest of the values in each one's group, without NaN; NaN in a group that has none.
+
+    Raises:
+        ValueError: The arguments are not two vectors of one length.
+    """
+    values_NG, row_B, _ = _rows(_floating(values_B), group_B)
+    empty_N = values_NG.isnan().all(dim=1)
+    top_N = values_NG.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=1)
+    return top_N.masked_fill(empty_N, torch.nan)[row_B]
+
+
+@torch.no_grad()
+def group_size(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """(B,) how many values each one's group has, without NaN; at least 1, so that it can divide.
+
+    Raises:
+        ValueError: The arguments are not two vectors of one length.
+    """
+    values_NG, row_B, _ = _rows(_floating(values_B), group_B)
+    return (~values_NG.isnan()).sum(dim=1).clamp(min=1)[row_B]
 
 
 @torch.no_grad()

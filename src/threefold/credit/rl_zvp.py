@@ -8,13 +8,13 @@ Advantage Shaping", Le et al., arXiv 2509.21880 (ICLR 2026). For token t of epis
          = -α (max_k H_ik - H_it)                in a group of one reward, if wrong                 (Eq. 5)
 
 H is the entropy of the policy that sampled, in nats, without gradient; the maximum runs over the episode's
-own trained tokens. All-right groups are pushed up, most at their uncertain tokens; all-wrong groups are pushed
-down, least at their uncertain tokens. α is `alpha`: the paper uses 0.1 to 0.2 and calls 0.05 weak and 0.3
-unstable.
+own trained tokens. All-right groups are pushed up, most at their uncertain tokens; all-wrong groups are
+pushed down, least at their uncertain tokens. α is `alpha`: the paper uses 0.1 to 0.2 and calls 0.05 weak and
+0.3 unstable.
 
 Where we read or deviate:
-  * "Right" is an outcome of 0.5 or more; the paper says R > 0, which is the same for its rewards, but not once
-    another reward function (a format's, say) pays wrong answers too.
+  * "Right" is an outcome of 0.5 or more; the paper says R > 0, which is the same for its rewards, but not
+    once another reward function (a format's, say) pays wrong answers too.
   * A group of one reward is decided by equality, not by a float standard deviation. An unscorable episode
     belongs to no group and gets 0; an episode with an entropy that is not finite gets 0 in a group of one
     reward, and is counted.
