@@ -45,7 +45,9 @@ class Signals:
     """bool: the tokens of the reasoning, before the answer and its lead-in; the whole completion where no
     answer was found."""
     answer_BA: Tensor | None = None
-    """bool: valid entries of the two tensors below. A row without an answer has none."""
+    """bool: valid entries of the three tensors below. A row without an answer has none."""
+    answer_ids_BA: Tensor | None = None
+    """int64: token ids of the answer, as sampled."""
     answer_logp_BA: Tensor | None = None
     """log p(A | Q, T): the answer's tokens after the reasoning."""
     ablated_answer_logp_BA: Tensor | None = None
@@ -69,6 +71,9 @@ class CreditBatch:
     signals: Signals = field(default_factory=Signals)
     truncated_B: Tensor | None = None
     """bool: the completion was cut off by a limit."""
+    step: int = 0
+    """Optimizer updates before this batch: the same on all processes and after a resume. With a seed it makes
+    random numbers that every process draws alike."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,12 @@ class Advantages:
 
 @runtime_checkable
 class CreditEstimator(Protocol):
-    """The door. Twenty lines make a new one: see docs/credit.md."""
+    """The door. Twenty lines make a new one: see docs/credit.md.
+
+    Two attributes may be added, and are read where they are there: `per_token`, a bool that says whether
+    `values` may be (B, T), for which some losses are not made (`threefold.credit.losses`); and `loss`, the
+    one `loss_type` of TRL that belongs to the method.
+    """
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -124,25 +124,27 @@ def dead_groups(rewards_B: Tensor, group_B: Tensor, *, tol: float = 0.0) -> Tens
 
 
 @torch.no_grad()
-def clamp_to_outcome(values_B: Tensor, outcome_B: Tensor, group_B: Tensor) -> Tensor:
+def clamp_to_outcome(values: Tensor, outcome_B: Tensor, group_B: Tensor) -> Tensor:
     """Keep right episodes at or above their group's mean, and wrong ones at or below, where a group has both.
 
     Args:
-        values_B: (B,) advantages.
+        values: (B,) or (B, T) advantages.
         outcome_B: (B,) outcomes in [0, 1], right from 0.5; NaN is neither.
         group_B: (B,) group of each episode, any integers.
 
     Returns:
-        (B,) advantages, those of right episodes >= 0 and of wrong ones <= 0; other groups are left alone.
+        Advantages, those of right episodes >= 0 and of wrong ones <= 0; other groups are left alone.
 
     Raises:
-        ValueError: The arguments are not vectors of one length.
+        ValueError: The arguments are not of one length.
     """
-    _same_length(outcome_B, values_B, "values_B")
+    _same_length(outcome_B, values if values.ndim == 1 else values[:, 0], "values")
     right_B, wrong_B = outcome_B >= 0.5, outcome_B < 0.5
     mixed_B = ~dead_groups(right_B.float().masked_fill(outcome_B.isnan(), torch.nan), group_B)
-    values_B = torch.where(mixed_B & right_B, values_B.clamp(min=0), values_B)
-    return torch.where(mixed_B & wrong_B, values_B.clamp(max=0), values_B)
+    up_B, down_B = mixed_B & right_B, mixed_B & wrong_B
+    if values.ndim == 2:
+        up_B, down_B = up_B[:, None], down_B[:, None]
+    return torch.where(down_B, values.clamp(max=0), torch.where(up_B, values.clamp(min=0), values))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from threefold.credit import CreditBatch, Signals, grpo
@@ -38,3 +39,13 @@ def measured(method: str, signals: Signals, *names: str) -> list[Tensor]:
     if missing:
         raise ValueError(f"{method} was handed no {', '.join(missing)}: measure all that its `needs` names")
     return [signal.detach() for signal in found]
+
+
+@torch.no_grad()
+def same_outcome(outcome_B: Tensor, group_B: Tensor) -> Tensor:
+    """(B,) int64: one number for the right episodes of a group, one for its wrong ones, one for the rest.
+
+    Right is an outcome of 0.5 or more; an outcome of NaN is neither.
+    """
+    _, row_B = group_B.unique(return_inverse=True)
+    return 3 * row_B + torch.where(outcome_B.isnan(), 2, (outcome_B >= 0.5).long())

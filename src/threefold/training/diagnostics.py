@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch
-from threefold.credit.ispo import high_entropy_tokens
+from threefold.credit.critical_tokens import high_entropy_tokens
 from threefold.credit.normalise import dead_groups
 
 COMPOSITE_TOLERANCES = (0.0, 1e-6, 1e-4, 1e-2)
