@@ -137,19 +137,22 @@ def measure(
         base_logp_BT = None
     elif base_logp_BT is None:
         base_logp_BT, _ = score_base(input_ids, attention_mask, n_completion)
-    answer_BA, with_BA, without_BA = None, None, None
+    answer_BA, ids_BA, with_BA, without_BA = None, None, None, None
     if "ablated_answer" in needs:
         written = [row[: len(ids)].tolist() for row, ids in zip(mask_BT, completion_ids, strict=True)]
         ablated = ablate(
             prompt_ids, completion_ids, written, answers, pad_token_id=pad_token_id, every_row=every_row
         )
-        answer_BA, with_BA, without_BA = _answer_scores(ablated, answers, logp_BT, score_policy)
+        answer_BA, ids_BA, with_BA, without_BA = _answer_scores(
+            ablated, completion_ids, answers, logp_BT, score_policy
+        )
     return Signals(
         logp_BT=logp_BT,
         entropy_BT=entropy_BT,
         base_logp_BT=base_logp_BT,
         thinking_BT=_thinking(mask_BT, answers),
         answer_BA=answer_BA,
+        answer_ids_BA=ids_BA,
         answer_logp_BA=with_BA,
         ablated_answer_logp_BA=without_BA,
     )
@@ -165,19 +168,21 @@ def _thinking(mask_BT: Tensor, answers: Sequence[AnswerTokens | None]) -> Tensor
 
 def _answer_scores(
     ablated: AblatedBatch | None,
+    completion_ids: Sequence[Sequence[int]],
     answers: Sequence[AnswerTokens | None],
     logp_BT: Tensor,
     score_policy: ScoreTokens,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Validity and the two log-probabilities of the answers' tokens, each (B, A); A = 1 where nobody
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Validity, ids and the two log-probabilities of the answers' tokens, each (B, A); A = 1 where nobody
     answered."""
     n_rows, device = logp_BT.size(0), logp_BT.device
     n_answer = 1 if ablated is None else ablated.keep
     answer_BA = torch.zeros(n_rows, n_answer, dtype=torch.bool, device=device)
+    ids_BA = torch.zeros(n_rows, n_answer, dtype=torch.int64, device=device)
     with_BA = torch.zeros(n_rows, n_answer, dtype=logp_BT.dtype, device=device)
     without_BA = torch.zeros_like(with_BA)
     if ablated is None:
-        return answer_BA, with_BA, without_BA
+        return answer_BA, ids_BA, with_BA, without_BA
     scored_NA, _ = score_policy(ablated.input_ids.to(device), ablated.attention_mask.to(device), n_answer)
     for i, row in enumerate(ablated.rows.tolist()):
         answer = answers[row]
@@ -185,6 +190,7 @@ def _answer_scores(
             continue
         length = answer.end - answer.start
         answer_BA[row, :length] = True
+        ids_BA[row, :length] = torch.tensor(completion_ids[row][answer.start : answer.end])
         with_BA[row, :length] = logp_BT[row, answer.start : answer.end]
         without_BA[row, :length] = scored_NA[i, :length]
-    return answer_BA, with_BA, without_BA
+    return answer_BA, ids_BA, with_BA, without_BA

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
 from threefold.credit import grpo as grpo_credit
+from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
@@ -172,6 +173,12 @@ class ThreefoldTrainer(TrlSeam):
         if self.credit is None:
             return
         self.credit.check(self.reward_func_names, self.num_generations)
+        check_loss(
+            self.credit,
+            loss=self.loss_type,
+            ratio=self.importance_sampling_level,
+            off_policy_mask=self.off_policy_mask_threshold,
+        )
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} belongs to TRL's own "
@@ -332,6 +339,7 @@ class ThreefoldTrainer(TrlSeam):
             turn_BT=self._gather(turn_BT, fill=-1),
             signals=Signals(**gathered),
             truncated_B=self._gather(torch.tensor(truncated, device=mask_BT.device)),
+            step=self.state.global_step,
         )
 
     def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
