@@ -121,7 +121,7 @@ class Credit(BaseModel):
         if foreign:
             raise ValueError("; ".join(_whose(name, self.method) for name in foreign))
         for name, value in own.items():
-            if getattr(self, name) is None and value is not None and not _may_be_none(name):
+            if getattr(self, name) is None and value is not None and name not in _OFF_WHEN_NONE:
                 raise ValueError(f"{name} is null; leave it out for the method's own value {value!r}")
         return self
 
@@ -132,11 +132,8 @@ class Credit(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
-_MAY_BE_NONE = {"intrinsic_cap", "entropy_target", "hinge_quantile", "noise_control"}
-
-
-def _may_be_none(name: str) -> bool:
-    return name in _MAY_BE_NONE
+_OFF_WHEN_NONE = {name for name, value in method_settings("ispo-paper").items() if value is None}
+"""Options that are off where they are None."""
 
 
 def _whose(name: str, method: str) -> str:

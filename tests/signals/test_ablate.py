@@ -88,6 +88,7 @@ def test_all_needs_are_three_passes_of_which_one_is_short():
     assert signals.logp_BT[0].tolist() == [101, 102, 103, 104, 105, 0]
     assert signals.base_logp_BT[0, 0] == 101.25
     assert signals.answer_BA.tolist() == [[True, True], [False, False], [True, False]]
+    assert signals.answer_ids_BA.dtype == torch.int64
     assert signals.answer_logp_BA.tolist() == [[103, 104], [0, 0], [305, 0]]
     assert signals.ablated_answer_logp_BA.tolist() == [[103, 104], [0, 0], [305, 0]]
 

@@ -34,9 +34,9 @@ def check_loss(
     wanted = getattr(credit, "loss", None)
     if wanted is not None and loss != wanted:
         raise ValueError(
-            f"{name} goes with the loss {wanted!r}, which divides by a constant, but the loss is {loss!r}: set "
-            f"loss_type={wanted!r} (in a recipe training.loss={wanted}), or take GRPO(scale='none') for its "
-            "advantages with another loss"
+            f"{name} goes with the loss {wanted!r}, which divides by a constant, but the loss is {loss!r}: "
+            f"set loss_type={wanted!r} (in a recipe training.loss={wanted}), or take GRPO(scale='none') for "
+            "its advantages with another loss"
         )
     if not getattr(credit, "per_token", False):
         return
@@ -45,8 +45,8 @@ def check_loss(
         misfits.append("the loss 'vespo' weighs a whole row by the sign of one advantage; take 'dapo'")
     if ratio == "sequence" and loss != "cispo":
         misfits.append(
-            "importance_sampling_level='sequence' gives every token the row's mean advantage; take 'token' (in "
-            "a recipe training.ratio=token)"
+            "importance_sampling_level='sequence' gives every token the row's mean advantage; take 'token' "
+            "(in a recipe training.ratio=token)"
         )
     if off_policy_mask is not None:
         misfits.append("off_policy_mask_threshold drops a row by the sign of one advantage; leave it unset")
