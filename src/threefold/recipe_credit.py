@@ -20,7 +20,9 @@ from threefold.credit.gtpo import GRPOS, GTPO
 from threefold.credit.ispo import ISPO
 from threefold.credit.lens import LENS
 from threefold.credit.ngrpo import NGRPO
+from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.rl_zvp import RLZVP
+from threefold.credit.self_certainty import SelfCertainty
 
 OUTCOME = "accuracy"
 """Name of the reward function that a recipe's outcome comes from."""
@@ -34,6 +36,8 @@ METHODS: Mapping[str, Any] = {
     "lens": LENS(OUTCOME),
     "gtpo": GTPO(OUTCOME),
     "grpo_s": GRPOS(OUTCOME),
+    "self_certainty": SelfCertainty(),
+    "reference_answer": ReferenceAnswer(),
     "ispo-paper": ISPO.paper(OUTCOME),
     "ispo": ISPO.recommended(OUTCOME),
 }
@@ -63,6 +67,8 @@ class Credit(BaseModel):
         "lens",
         "gtpo",
         "grpo_s",
+        "self_certainty",
+        "reference_answer",
         "ispo-paper",
         "ispo",
     ] = "grpo"

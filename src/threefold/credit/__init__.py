@@ -7,6 +7,7 @@ Shapes are in the names, here and everywhere in Threefold:
     K  turns of an episode
     T  tokens of a completion, padded on the right
     A  tokens of a final answer, padded on the right
+    R  tokens of a reference answer, padded on the right
     V  vocabulary (no tensor of ours ever has this axis together with B and T)
 
 An estimator sees the whole generation batch of all processes, so its answer is the same on each of them, and
@@ -22,10 +23,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-Signal = Literal["policy", "base", "ablated_answer"]
+Signal = Literal["policy", "base", "ablated_answer", "self_certainty", "reference_answer"]
 """A measurement on a model, by what it costs: "policy" (one forward without gradient: log-probabilities and
 entropies; free where TRL computes old log-probabilities anyway), "base" (one forward of the frozen initial
-model) and "ablated_answer" (one short forward of the answers without their reasoning; implies "policy")."""
+model), "ablated_answer" (one short forward of the answers without their reasoning; implies "policy"),
+"self_certainty" (comes with the policy's forward, which then is always made) and "reference_answer" (one
+forward with the task's true answer in place of the episode's, and a short one without reasoning)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,14 @@ class Signals:
     """log p(A | Q, T): the answer's tokens after the reasoning."""
     ablated_answer_logp_BA: Tensor | None = None
     """log p(A | Q): the same tokens teacher-forced without the reasoning."""
+    self_certainty_BT: Tensor | None = None
+    """logsumexp(z) - mean_j z_j of the policy's logits z, in nats: KL(uniform || p) plus a constant."""
+    reference_BR: Tensor | None = None
+    """bool: valid entries of the two tensors below. A row whose own answer has no place has none."""
+    reference_logp_BR: Tensor | None = None
+    """The task's true answer in the place of the episode's own, after the episode's reasoning."""
+    ablated_reference_logp_BR: Tensor | None = None
+    """The same tokens without the reasoning."""
 
 
 @dataclass(frozen=True)
