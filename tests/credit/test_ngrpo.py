@@ -46,6 +46,12 @@ def test_bounded_by_grpo_and_permutation_equivariant(outcome: list[float], order
     assert torch.allclose(values_B[order], NGRPO().assign(reordered(batch, order)).values, atol=1e-6)
 
 
+@pytest.mark.parametrize("best", [0.1, 1.1, 0.7, 3.3])
+def test_rounding_dust_of_an_all_right_group_is_not_blown_up(best: float) -> None:
+    rewards_B, group_B = torch.full((8,), best), torch.zeros(8, dtype=torch.int64)
+    assert advantages_with_virtual_best(rewards_B, group_B, max_reward=best).tolist() == [0] * 8
+
+
 def test_groups_need_not_lie_side_by_side() -> None:
     rewards_B, group_B = torch.tensor([0.0, 1, 0, 0]), torch.tensor([7, 3, 7, 3])
     values_B = advantages_with_virtual_best(rewards_B, group_B)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch, Signal, grpo
-from threefold.credit.normalise import group_mean, group_std
+from threefold.credit.normalise import dead_groups, group_mean, group_std
 
 
 @torch.no_grad()
@@ -50,7 +50,10 @@ def advantages_with_virtual_best(
     groups = torch.cat([group_B, groups_N])
     mean_B = group_mean(with_best, groups)[: len(rewards_B)]
     std_B = group_std(with_best, groups)[: len(rewards_B)]
-    return torch.nan_to_num((rewards_B - mean_B) / (std_B + eps), nan=0.0)
+    # The deviation of equal rewards is rounding dust, which an eps this small would blow up.
+    dead_B = dead_groups(with_best, groups, tol=1e-6)[: len(rewards_B)]
+    values_B = torch.nan_to_num((rewards_B - mean_B) / (std_B + eps), nan=0.0)
+    return values_B.masked_fill(dead_B, 0.0)
 
 
 @dataclass(frozen=True)
