@@ -9,21 +9,45 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from threefold.credit.gdpo import GDPO
+    from threefold.credit.gigpo import GiGPO
     from threefold.credit.grpo import GRPO
     from threefold.credit.ispo import ISPO
+    from threefold.credit.mt_grpo import MTGRPO
+    from threefold.credit.summed_grpo import SummedGRPO
+    from threefold.credit.turn_trajectory import T2GRPO
     from threefold.rollout.driver import Limits
+    from threefold.training.play import episode_rewards
     from threefold.training.trainer import ThreefoldTrainer
 
 __version__ = metadata.version("threefold")
 
 _HOMES = {
+    "GDPO": "threefold.credit.gdpo",
     "GRPO": "threefold.credit.grpo",
+    "GiGPO": "threefold.credit.gigpo",
     "ISPO": "threefold.credit.ispo",
     "Limits": "threefold.rollout.driver",
+    "MTGRPO": "threefold.credit.mt_grpo",
+    "SummedGRPO": "threefold.credit.summed_grpo",
+    "T2GRPO": "threefold.credit.turn_trajectory",
     "ThreefoldTrainer": "threefold.training.trainer",
+    "episode_rewards": "threefold.training.play",
 }
 
-__all__ = ["GRPO", "ISPO", "Limits", "ThreefoldTrainer", "__version__"]
+__all__ = [
+    "GDPO",
+    "GRPO",
+    "ISPO",
+    "MTGRPO",
+    "T2GRPO",
+    "GiGPO",
+    "Limits",
+    "SummedGRPO",
+    "ThreefoldTrainer",
+    "__version__",
+    "episode_rewards",
+]
 
 
 def __getattr__(name: str) -> Any:
