@@ -12,7 +12,8 @@ R^k are the channels of the whole episode (goal, fit, term), r^k those of a turn
 resistance R), λ is `veto`. Every turn's credit goes to all tokens that the agent wrote in it.
 
 Each of the three ideas is a switch: `normalise` ("rank" or "zscore"), `horizons` ("dual", or "summed": all
-turn rewards make one more episode channel) and `veto` (None: minus the violation is one more). All three off is GDPO as the paper describes it, see gdpo.py.
+turn rewards make one more episode channel) and `veto` (None: minus the violation is one more). All three
+off is GDPO as the paper describes it, see gdpo.py.
 
 Where the paper is silent, our reading (docs/t2grpo.md has all of them, and what to be careful about):
   * A comparison of fewer than `min_valid` turns gives 0; a value of NaN (a judge that failed) takes no part
@@ -356,10 +357,11 @@ class T2GRPO:
             **comparison,
         )
         perf_B, turn_BK = parts(*inputs, violation_as_channel=self.veto is None, **comparison)
-        constant = self.horizons == "summed" and not self.veto_from_turn
+        by_turn = self.horizons == "dual" and self.alpha != 0 and len(self.turns) > 0
+        from_turn = self.veto_from_turn and batch.turn_mask_BK is not None
         return turns.credited(
             batch,
-            values_BK[:, 0] if constant else values_BK,
+            values_BK if by_turn or from_turn else values_BK[:, 0],
             reward_B=turns.plain_sum(batch, self.turns, self.violation_penalty, names=names),
             figures=turns.comparison_figures(
                 batch,
@@ -372,5 +374,5 @@ class T2GRPO:
                 top_level=self.top_level,
             ),
             episode_signals={"trajectory_credit": perf_B},
-            turn_signals={"turn_credit": turn_BK} if self.horizons == "dual" else None,
+            turn_signals={"turn_credit": turn_BK} if by_turn else None,
         )

@@ -45,6 +45,8 @@ def channels(batch: CreditBatch, names: Sequence[str]) -> tuple[dict[str, Tensor
     Raises:
         ValueError: Turns are rewarded in other channels but not in this one; the nearest name is given.
     """
+    if not names and batch.turn_mask_BK is None:
+        return {}, batch.mask_BT.any(dim=1, keepdim=True)  # one turn an episode, and nothing said of it
     mask_BK = turn_mask(batch)
     if batch.turn_rewards:
         for name in names:

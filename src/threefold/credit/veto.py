@@ -2,8 +2,8 @@
 
 T²-GRPO's Eq. 7 (arXiv 2606.08875). Subtracting a penalty from a reward is no veto: enough reward buys it
 back, and normalisation rescales it. Here a violator's *advantage* is set, last of all, to a floor that no
-clean advantage reaches. It composes with any method that gives credit by turn; whatever rescales or re-centres the
-advantages afterwards undoes it (gdpo.py shows by how much).
+clean advantage reaches. It composes with any method that gives credit by turn; whatever rescales or
+re-centres the advantages afterwards undoes it (gdpo.py says by how much).
 """
 
 from __future__ import annotations
