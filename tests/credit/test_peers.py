@@ -172,7 +172,7 @@ def test_gigpo_without_shared_states_is_grpo_on_the_total():
 
 def test_gigpo_reads_states_from_the_batch():
     answer = GiGPO().assign(batch_of())
-    # (D, R) before the turns: (2,1) five times, for the fourth stays there a turn; (1,1) twice; four others once.
+    # (D, R) before the turns: (2,1) five times, for the fourth stays there; (1,1) twice; four others once.
     assert answer.metrics["gigpo/shared_anchors"] == pytest.approx(7 / 11)
     with pytest.raises(ValueError, match="the state is 'mood'"):
         GiGPO(states=("mood",)).assign(batch_of())

@@ -169,7 +169,7 @@ def test_delta_credit_is_the_myopic_gradient(problem):
 
 
 def test_delta_credit_may_point_the_wrong_way():
-    """Going on pays at the end: every turn should learn to go on, and by deltas two of three learn to stop."""
+    """Going on pays at the end: every turn should learn to go on; by deltas two of three learn to stop."""
     assert (PAYS_LATER.true_gradient() > 0).all()
     for how in ("leave_one_out", "zscore", "rank"):
         for ended in ("absent", "zero"):
@@ -218,7 +218,7 @@ def test_counting_the_ended_as_zero_in_every_turn_cures_the_sum(problem):
 
 @PROBLEMS
 def test_a_veto_adds_the_gradient_of_violating(problem):
-    """Stopping in turn 2 violates: E = gradient of E[(Σr - b) 1_clean] - λ P(violation), b the others' mean."""
+    """Stopping in turn 1 violates: E = gradient of E[(Σr - b) 1_clean] - λ P(violation), b the mean score."""
     rewards, mask, _ = problem.episodes()
     episode_B, group_B, p_G = problem.groups()
     violates_E = torch.tensor([False, True, False, False])

@@ -364,6 +364,8 @@ class ThreefoldTrainer(TrlSeam):
     def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
         if self.accelerator.num_processes == 1:
             return value
+        if value.dtype == torch.bool:  # padding would make it int64, and only on the processes that pad
+            return self._gather(value.to(torch.uint8), fill).bool()
         if value.dim() > 1:
             value = self.accelerator.pad_across_processes(value, dim=1, pad_index=fill)
         return self.accelerator.gather(value)
