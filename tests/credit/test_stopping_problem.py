@@ -8,12 +8,15 @@ of N episodes is a finite sum, and so is the true gradient. docs/turn-credit.md 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from threefold.credit import gigpo, mt_grpo
 from threefold.credit.normalise import group_mean
 from threefold.credit.turn_credit import relative_turns
 from threefold.credit.turn_trajectory import advantages
@@ -161,6 +164,24 @@ def test_a_mean_with_oneself_in_it_shrinks_them_further(problem):
 
 
 @PROBLEMS
+def test_gigpo_anchored_on_the_turn_is_the_same_beside_the_episode(problem):
+    rewards, mask, _ = problem.episodes()
+    episode_B, group_B, _ = problem.groups()
+    credit = gigpo.advantages(
+        torch.zeros(len(group_B), dtype=torch.float64),
+        {"r": rewards[episode_B]},
+        {"turn": torch.arange(TURNS).expand(len(group_B), TURNS).double()},
+        mask[episode_B],
+        group_B,
+        gamma=1.0,
+        scale="none",
+    )
+    p = problem.alive()
+    shrink = (N - 1) / N + 1 - (1 - (1 - p) ** N) / (N * p)
+    close(problem.expectation(credit), shrink * problem.true_gradient())
+
+
+@PROBLEMS
 def test_delta_credit_is_the_myopic_gradient(problem):
     """The paper's choice of a turn's value: unbiased for what the turn itself pays, and for nothing later."""
     credit = problem.credit(turn_credit="delta", normalise="leave_one_out", ended="zero")
@@ -235,3 +256,85 @@ def test_a_veto_adds_the_gradient_of_violating(problem):
     mean = float((p_G[:, None] * score_E[episode_B].view(-1, N)).sum() / N)
     value_E = torch.where(violates_E, -16.0, score_E - mean)
     close(problem.expectation(credit_BK), problem.true_gradient(value_E))
+
+
+# What each credit learns, by exact ascent on the expected update: the table in docs/turn-credit.md
+
+COSTS_A_TURN = Stopping(stop=(-1.0, -1.0, -1.0), go=(-1.0, -1.0, -1.0))
+START = (0.5, 0.5, 0.5)
+
+
+def turn_only(**options):
+    return lambda problem: problem.credit(**options)
+
+
+def of_verl_7244(problem: Stopping) -> Tensor:
+    return accumulated(problem, "absent")[0]
+
+
+def t2grpo(**options):
+    """Both horizons: the summed reward as the episode's only channel, beside the turns'."""
+
+    def credit(problem: Stopping) -> Tensor:
+        rewards, mask, _ = problem.episodes()
+        episode_B, group_B, _ = problem.groups()
+        clean_B = torch.zeros(len(group_B), dtype=torch.bool)
+        outcome = {"sum": rewards.sum(dim=1)[episode_B]}
+        channels = {"r": rewards[episode_B]}
+        return advantages(outcome, channels, mask[episode_B], clean_B, group_B, veto=None, **options)
+
+    return credit
+
+
+def mt(problem: Stopping) -> Tensor:
+    rewards, mask, _ = problem.episodes()
+    episode_B, group_B, _ = problem.groups()
+    outcome_B, channels = rewards.sum(dim=1)[episode_B], {"r": rewards[episode_B]}
+    return mt_grpo.advantages(outcome_B, channels, mask[episode_B], group_B, final_turn=True)
+
+
+def gi(problem: Stopping) -> Tensor:
+    rewards, mask, _ = problem.episodes()
+    episode_B, group_B, _ = problem.groups()
+    state = {"turn": torch.arange(TURNS).expand(len(group_B), TURNS).double()}
+    nothing_B, channels = torch.zeros(len(group_B)), {"r": rewards[episode_B]}
+    return gigpo.advantages(nothing_B, channels, state, mask[episode_B], group_B)
+
+
+CREDITS = {
+    "delta, rank (the paper's turn part alone)": turn_only(turn_credit="delta"),
+    "delta, rank, ended count zero": turn_only(turn_credit="delta", ended="zero"),
+    "centred by turn index, then summed to go (verl#7244)": of_verl_7244,
+    "return to go, rank": turn_only(turn_credit="return_to_go"),
+    "return to go, rank, ended count zero": turn_only(turn_credit="return_to_go", ended="zero"),
+    "return to go, leave one out, ended count zero": turn_only(**UNBIASED),
+    "T²-GRPO, trajectory alone (α = 0)": t2grpo(alpha=0.0),
+    "T²-GRPO, both horizons (α = 0.25)": t2grpo(alpha=0.25),
+    "T²-GRPO, both horizons (α = 1)": t2grpo(),
+    "T²-GRPO, both horizons (α = 1), return to go, ended count zero": t2grpo(
+        turn_credit="return_to_go", ended="zero"
+    ),
+    "MT-GRPO": mt,
+    "GiGPO": gi,
+}
+
+
+def learnt(problem: Stopping, credit, *, steps: int = 300, rate: float = 2.0) -> float:
+    """Expected reward after ascent along the exact expectation of an estimator's gradient."""
+    for _ in range(steps):
+        logits = problem.logits.detach() + rate * problem.expectation(credit(problem))
+        problem = replace(problem, p_go=tuple(torch.sigmoid(logits.clamp(-8, 8)).tolist()))
+    p_E = problem.log_probability(problem.logits.detach()).sum(dim=1).exp()
+    return (p_E * problem.episodes()[0].sum(dim=1)).sum().item()
+
+
+def table() -> dict[str, tuple[float, float]]:
+    later, costs = (replace(problem, p_go=START) for problem in (PAYS_LATER, COSTS_A_TURN))
+    return {name: (learnt(later, credit), learnt(costs, credit)) for name, credit in CREDITS.items()}
+
+
+@pytest.mark.slow
+def test_what_each_credit_learns_is_as_the_page_says():
+    page = (Path(__file__).parents[2] / "docs" / "turn-credit.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+?) \| (-?[\d.]+ \| -?[\d.]+) \|$", page, re.MULTILINE))
+    assert {name: f"{later:.2f} | {costs:.2f}" for name, (later, costs) in table().items()} == rows

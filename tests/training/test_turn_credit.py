@@ -153,6 +153,16 @@ def test_echo_then_next_is_learnt(build, tmp_path):
     assert sum(rewards[-5:]) / 5 > 0.15  # always saying one digit, or one a turn, earns 0.1
 
 
+def test_it_trains_with_sequence_level_ratios_two_sided_clipping_and_two_updates(build, make_model):
+    args = {"importance_sampling_level": "sequence", "delta": 4.0, "num_iterations": 2}
+    trainer = ragged(build, {**args, "max_steps": 4})
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(trainer.model.parameters(), make_model().parameters(), strict=True)
+    )
+
+
 @pytest.mark.parametrize(
     "credit",
     [
