@@ -125,7 +125,8 @@ def compared(
     values_BK = values_BK.masked_fill(lost_BK & ~turn_mask_BK, torch.nan)
     if left_out_B is not None:
         values_BK = values_BK.masked_fill(left_out_B.unsqueeze(1), torch.nan)
-    keys = [group_B.unsqueeze(1).expand(rewards_BK.shape), torch.arange(rewards_BK.shape[1]).to(group_B)]
+    number_B = group_B.unique(return_inverse=True)[1]
+    keys = [number_B.unsqueeze(1), torch.arange(rewards_BK.shape[1], device=group_B.device)]
     if turn_credit == "stratified":
         # The members of a group start from one level, so equal falls so far mean equal levels.
         fallen_BK = torch.nn.functional.pad(rewards_BK.cumsum(1)[:, :-1], (1, 0))
