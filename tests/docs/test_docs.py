@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from threefold import ISPO, cli
+from threefold import ISPO, T2GRPO, GiGPO, cli
 from threefold.credit import CreditBatch, Signals
 from threefold.recipe import Recipe
 from threefold.recipe_credit import METHODS, method_settings
@@ -48,7 +49,7 @@ def test_python_blocks_run_in_the_order_of_the_page(page: Path) -> None:
 
 def test_enough_blocks_are_run() -> None:
     runnable = {page.name for page in PAGES for _, not_run in blocks(page, "python") if not not_run}
-    assert {"credit.md", "environments.md", "ispo.md", "evaluation.md"} <= runnable
+    assert {"credit.md", "environments.md", "ispo.md", "evaluation.md", "t2grpo.md"} <= runnable
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -160,6 +161,19 @@ def credited_metrics() -> set[str]:
     for estimator in METHODS.values():
         names |= set(estimator.assign(batch).metrics) if estimator is not None else set()
     assert {"ispo/noise_moved", "ispo/hinge", "lens/penalty_wrong", "gtpo/non_finite_signals"} <= names
+    turn_BK = torch.ones(6, 1)
+    batch = replace(
+        batch,
+        rewards={"NAME": outcome_B},
+        weights={"NAME": 1.0},
+        turn_rewards={"NAME": turn_BK},
+        turn_state={"NAME": turn_BK},
+        turn_mask_BK=turn_BK.bool(),
+        violation_B=outcome_B.bool(),
+    )
+    for by_turn in (T2GRPO(turns=("NAME",)), GiGPO(turns=("NAME",), states=("NAME",))):
+        names |= set(by_turn.assign(batch).metrics)
+    assert "turns/tied_episode/NAME" in names
     assert "certainty/entropy_critical_wrong" in names
     assert "ispo/hinge_active" in names
     return names

@@ -85,6 +85,17 @@ class CreditBatch:
     step: int = 0
     """Optimizer updates before this batch: the same on all processes and after a resume. With a seed it makes
     random numbers that every process draws alike."""
+    turn_rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B, K) by turn channel; NaN where a turn was not scored in it, or did not take place."""
+    turn_state: Mapping[str, Tensor] = field(default_factory=dict)
+    """(B, K) by name, the environment's state *before* each turn (the opening's for turn 0); NaN as above."""
+    turn_mask_BK: Tensor | None = None
+    """bool: the turns that took place; None where episodes were not played by the trainer."""
+    violation_B: Tensor | None = None
+    """bool: the episode broke a safety rule; None where nothing is known of any. Estimators that do not
+    speak of it, such as GRPO and ISPO, do not see it: give them a reward function that penalises it."""
+    violation_turn_B: Tensor | None = None
+    """int64: the turn in which it did, -1 where it did not or the turn is unknown."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from threefold.trajectory import Trajectory
 class EchoThenNext:
     """Reward channel "echo" in each turn: 1 where the digit asked for is the first thing said, else 0."""
 
+    channels = ("echo",)
+    """Reward channels of whole episodes."""
+
     def __init__(self) -> None:
         self._digit = 0
         self._turn = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from threefold.envs.base import Task
@@ -64,3 +64,42 @@ def trl_rollout(trajectories: Sequence[Trajectory], *, filler: int, with_logprob
         "env_mask": masks,
         "trajectory": list(trajectories),
     }
+
+
+def episode_rewards(*channels: str) -> list[Callable[..., list[float | None]]]:
+    """A reward function for each channel of an environment's episode scores, called like the channel.
+
+    ```python
+    ThreefoldTrainer(..., environment=Caregiver, reward_funcs=episode_rewards("goal", "fit", "term"))
+    ```
+
+    A channel that an episode was not scored in, or that failed, answers None: that reward is unscorable.
+    """
+
+    def reader(channel: str) -> Callable[..., list[float | None]]:
+        def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
+            return [episode.rewards.get(channel) for episode in trajectory]
+
+        read.__name__ = channel
+        return read
+
+    return [reader(channel) for channel in channels]
+
+
+def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list[float | None]]]:
+    """The reward functions of an environment that names its `channels` on its class.
+
+    Raises:
+        ValueError: It names none.
+    """
+    channels = getattr(environment, "channels", None) or getattr(
+        getattr(environment, "func", None),
+        "channels",
+        None,  # functools.partial
+    )
+    if not channels:
+        raise ValueError(
+            "there are no reward functions, and the environment does not name its reward channels; give "
+            'reward_funcs=episode_rewards("..."), or the class an attribute `channels = ("...",)`'
+        )
+    return episode_rewards(*channels)

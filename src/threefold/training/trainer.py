@@ -31,7 +31,7 @@ from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.training.callbacks import MetricsWriter
 from threefold.training.diagnostics import certainty, confidence, diagnose, in_words
-from threefold.training.play import starts_of, trl_rollout
+from threefold.training.play import declared_rewards, starts_of, trl_rollout
 from threefold.training.record import CreditedStep, records, with_token_signals
 from threefold.training.run_directory import RunDirectory
 from threefold.training.trl_seam import (
@@ -43,6 +43,7 @@ from threefold.training.trl_seam import (
     prompts_of,
     turns_of,
 )
+from threefold.training.turns import episode_turns, turn_ids, turn_tensors
 from threefold.trajectory import Credited
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ class ThreefoldTrainer(TrlSeam):
             it. By default it is the reference model where `beta > 0`, the policy with its adapter off with
             LoRA, and else a copy of the model as it was given. Pass it when `model` has been trained already.
         environment (callable, *optional*): Makes an `Environment`; episodes are then played against it, and
-            every dataset row is a task (its columns are the task's fields).
+            every dataset row is a task (its columns are the task's fields). Without `reward_funcs` its
+            `channels` are the reward functions.
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
         signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
             the diagnostics even where the estimator does not need them; 0 never.
@@ -129,6 +131,8 @@ class ThreefoldTrainer(TrlSeam):
             raise ValueError(
                 "give either `environment` or TRL's own rollout_func / environment_factory / tools, not both"
             )
+        if environment is not None and reward_funcs is None:
+            reward_funcs = declared_rewards(environment)
         self.credit = credit
         self.answer_format = _answer_format(answer_format)
         self.signals_every = signals_every
@@ -205,6 +209,12 @@ class ThreefoldTrainer(TrlSeam):
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} belongs to TRL's own "
                 "advantages; with credit= the estimator normalises, so leave it at 'sum_then_normalize'"
             )
+        turns = getattr(self.credit, "turns", ())
+        if turns and self._environment is None:
+            raise ValueError(
+                f"{type(self.credit).__name__} credits the turns {turns} of episodes that the "
+                "trainer plays; give environment=..., or an estimator that needs no turns"
+            )
         scale = getattr(self.credit, "scale", self.scale_rewards)
         if self.scale_rewards not in ("group", scale):
             raise ValueError(
@@ -255,6 +265,8 @@ class ThreefoldTrainer(TrlSeam):
         self._flush()
         started = time.perf_counter()
         mask_BT, turn_BT = turns_of(output)
+        if self._environment is not None:
+            turn_BT = turn_ids([row["trajectory"] for row in generation.inputs], mask_BT)
         answers = [
             locate(self._tokenizer, ids, self.answer_format, written=mask_T[: len(ids)].tolist())
             for ids, mask_T in zip(generation.completion_ids, mask_BT, strict=True)
@@ -373,11 +385,23 @@ class ThreefoldTrainer(TrlSeam):
             signals=Signals(**gathered),
             truncated_B=self._gather(torch.tensor(truncated, device=mask_BT.device)),
             step=self.state.global_step,
+            **self._gather_turns(generation, mask_BT.device),
         )
+
+    def _gather_turns(self, generation: Generation, device: torch.device) -> dict[str, Any]:
+        """The turns of all processes' episodes, in the order of the gathered rewards."""
+        if self._environment is None:
+            return {}
+        episodes = [episode_turns(row["trajectory"]) for row in generation.inputs]
+        if self.accelerator.num_processes > 1:
+            episodes = gather_object(episodes)
+        return turn_tensors(episodes, device)
 
     def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
         if self.accelerator.num_processes == 1:
             return value
+        if value.dtype == torch.bool:  # padding would make it int64, and only on the processes that pad
+            return self._gather(value.to(torch.uint8), fill).bool()
         if value.dim() > 1:
             value = self.accelerator.pad_across_processes(value, dim=1, pad_index=fill)
         return self.accelerator.gather(value)
