@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch, Signal, grpo, turns
-from threefold.credit.turn_credit import others
+from threefold.credit.turn_credit import cells, others
 
 Scale = Literal["group", "none"]
 """F: the standard deviation of what is compared, or 1."""
@@ -98,14 +98,12 @@ def anchor_cells(states: Mapping[str, Tensor], group_B: Tensor, turn_mask_BK: Te
     if not states:
         raise ValueError("GiGPO compares turns of equal states, but no state is named: give `states`")
     known_BK = turn_mask_BK
-    keys = [group_B.double().unsqueeze(1).expand(turn_mask_BK.shape)]
+    keys = [group_B.unsqueeze(1)]
     for state_BK in states.values():
         known_BK = known_BK & ~state_BK.isnan()
-        keys.append(state_BK.nan_to_num().double())
+        keys.append(state_BK.nan_to_num())
     own_BK = torch.arange(1, turn_mask_BK.numel() + 1, device=group_B.device).view(turn_mask_BK.shape)
-    keys.append(own_BK.masked_fill(known_BK, 0).double())
-    stacked = torch.stack([key.flatten() for key in keys])
-    return stacked.unique(dim=1, return_inverse=True)[1].view(turn_mask_BK.shape)
+    return cells(*keys, own_BK.masked_fill(known_BK, 0))
 
 
 def _sum(turn_channels: Mapping[str, Tensor], turn_mask_BK: Tensor) -> Tensor:

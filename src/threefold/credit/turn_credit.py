@@ -125,16 +125,22 @@ def compared(
     values_BK = values_BK.masked_fill(lost_BK & ~turn_mask_BK, torch.nan)
     if left_out_B is not None:
         values_BK = values_BK.masked_fill(left_out_B.unsqueeze(1), torch.nan)
-    number_B = group_B.unique(return_inverse=True)[1]
-    keys = [number_B.unsqueeze(1), torch.arange(rewards_BK.shape[1], device=group_B.device)]
+    keys = [group_B.unsqueeze(1), torch.arange(rewards_BK.shape[1], device=group_B.device)]
     if turn_credit == "stratified":
         # The members of a group start from one level, so equal falls so far mean equal levels.
         fallen_BK = torch.nn.functional.pad(rewards_BK.cumsum(1)[:, :-1], (1, 0))
         values_BK = values_BK.masked_fill(fallen_BK.isnan(), torch.nan)
         keys.append((fallen_BK.nan_to_num() * 1e4).round().long())
-    stacked = torch.stack([key.expand(rewards_BK.shape).flatten() for key in keys])
-    cells_BK = stacked.unique(dim=1, return_inverse=True)[1].view(rewards_BK.shape)
-    return values_BK, cells_BK
+    return values_BK, cells(*keys)
+
+
+def cells(*keys: Tensor) -> Tensor:
+    """int64, numbered from 0: equal where all keys are. The keys are broadcast to one shape."""
+    number = torch.zeros(1, dtype=torch.int64, device=keys[0].device)
+    for key in torch.broadcast_tensors(*keys):
+        values, index = key.unique(return_inverse=True)
+        number = (number * len(values) + index).unique(return_inverse=True)[1]  # small again: no overflow
+    return number
 
 
 @torch.no_grad()
@@ -155,10 +161,8 @@ def tied_share(values_BK: Tensor, cells_BK: Tensor) -> float | None:
     company_BK = ~values_BK.isnan() & (others(values_BK, cells_BK) > 0)
     if not company_BK.any():
         return None
-    values, cells = values_BK[company_BK].double(), cells_BK[company_BK].double()
-    pairs = torch.stack([cells, values])
-    _, inverse, counts = pairs.unique(dim=1, return_inverse=True, return_counts=True)
-    return float((counts[inverse] > 1).double().mean())
+    equal = cells(cells_BK[company_BK], values_BK[company_BK])
+    return float((equal.bincount()[equal] > 1).double().mean())
 
 
 def summed_turns(turn_channels: Mapping[str, Tensor], turn_mask_BK: Tensor) -> Tensor:
