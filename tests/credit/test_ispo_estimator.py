@@ -50,6 +50,10 @@ def batch_of(
     )
 
 
+def measured(signals: Signals) -> list[tuple[str, Tensor]]:
+    return [(name, tensor) for name, tensor in vars(signals).items() if tensor is not None]
+
+
 class TestTraps:
     def test_dividing_by_the_deviation_undoes_a_small_lambda(self) -> None:
         """All wrong, two rewards of each sign: advantages of sqrt(3/4) whatever the spread of IFD."""
@@ -90,10 +94,6 @@ class TestTraps:
             .values
         )
         assert values_B[0] > 0 > values_B[1]
-
-
-def measured_signals(batch: CreditBatch) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in vars(batch.signals).items() if tensor is not None}
 
 
 class TestEstimator:
@@ -235,7 +235,7 @@ class TestEstimator:
         shuffled = replace(
             batch_of(outcome_B[order].tolist()),
             group_B=batch.group_B[order],
-            signals=Signals(**{name: tensor[order] for name, tensor in measured_signals(batch).items()}),
+            signals=Signals(**{name: tensor[order] for name, tensor in measured(batch.signals)}),
         )
         straight, mixed = ISPO("accuracy").assign(batch), ISPO("accuracy").assign(shuffled)
         # A group in another order is summed in another order, hence the tolerance.
@@ -246,7 +246,7 @@ class TestEstimator:
         signals = Signals(
             **{
                 name: tensor.clone().requires_grad_() if tensor.is_floating_point() else tensor
-                for name, tensor in measured_signals(batch).items()
+                for name, tensor in measured(batch.signals)
             }
         )
         rewards = {"accuracy": batch.rewards["accuracy"].clone().requires_grad_()}
