@@ -52,6 +52,7 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
                     problems,
                     prompt=ask.prompt_ids,
                     score=ask.scores,
+                    confidence=ask.confidence,
                     temperature=temperature,
                     samples=samples,
                     ks=ks,
@@ -135,6 +136,14 @@ def _print(results: list[Evaluation]) -> None:
         console.print(
             f"  {level}: {scores['strict']:.1%} strict, {scores['last_number']:.1%} by the last number"
         )
+    for result in results:
+        if (measured := result.calibration()) is not None:
+            console.print(
+                f"calibration, {result.mode}: confidence in the answer {measured.confidence:.1%}, right "
+                f"{measured.accuracy:.1%}; Brier {measured.brier:.3f}, ECE {measured.ece_width:.3f} in bins "
+                f"of equal width, {measured.ece_mass:.3f} of equal mass; {measured.samples} samples with an "
+                f"answer, {measured.no_answer} without"
+            )
     last = results[-1]
     console.print(
         f"{last.problems} problems; 95 % intervals, bootstrapped over problems; {last.truncated:.0%} of the "
