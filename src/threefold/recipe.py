@@ -115,6 +115,8 @@ class DynamicSampling(_Part):
 
     max_rounds: int = Field(3, ge=1)
     """How often a step replaces its dead groups at most."""
+    max_episodes: int | None = Field(None, ge=1)
+    """Stop training after the step in which so many episodes were generated, those thrown away included."""
 
 
 class Training(_Part):

@@ -13,9 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from threefold.evaluation.evaluate import Evaluation, evaluate
-from threefold.models import load_model
+from threefold.models import TINY, load_model
 from threefold.recipe import Recipe, RecipeError, load_recipe, parse_recipe
-from threefold.tasks import held_out_problems, questioner
+from threefold.tasks import ARITHMETIC, TINY_ARITHMETIC, held_out_problems, questioner
 
 
 def evaluate_model(options: Namespace) -> dict[str, Any]:
@@ -32,7 +32,11 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     from threefold.rollout.samplers.transformers import TransformersSampler
 
     _check(options)
-    recipe, folder = _find(options.model)
+    recipe, folder = _find(options.model, options.data)
+    if options.split is not None:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"test_split": options.split})}
+        )
     max_tokens = options.max_tokens or (recipe.training.max_completion_tokens if folder else 512)
     ask = questioner(recipe, folder)
     problems = held_out_problems(recipe, options.problems, options.data)
@@ -82,11 +86,13 @@ def _check(options: Namespace) -> None:
         raise RecipeError(f"--k {too_large[0]} needs 1 <= k <= --samples, which is {options.samples}")
 
 
-def _find(name: str) -> tuple[Recipe, str | None]:
+def _find(name: str, problems: str | None) -> tuple[Recipe, str | None]:
     """The recipe to ask as, and the folder of trained weights where `name` is a run directory."""
     path = Path(name)
     if not (path / "config.yaml").exists():
-        return parse_recipe({"model": {"name": name}}), None
+        # The way of asking depends on the problems; the tiny model knows one kind alone.
+        default = TINY_ARITHMETIC if name == TINY else ARITHMETIC
+        return parse_recipe({"model": {"name": name}, "data": {"train": problems or default}}), None
     recipe = load_recipe(path / "config.yaml")
     if (path / "model").is_dir():
         return recipe, str(path / "model")

@@ -30,18 +30,23 @@ from threefold.credit.normalise import dead_groups
 
 @dataclass(frozen=True)
 class DynamicSampling:
-    """The policy's one setting.
+    """The policy's settings.
 
     Raises:
-        ValueError: `max_rounds` is below 1.
+        ValueError: A setting is below 1.
     """
 
     max_rounds: int = 3
     """How often the dead groups of a step are replaced at most: it generates up to 1 + `max_rounds` times."""
+    max_episodes: int | None = None
+    """Stop training after the step in which so many episodes were generated, those thrown away included: the
+    budget of a comparison at equal episodes. None is no limit."""
 
     def __post_init__(self) -> None:
         if self.max_rounds < 1:
             raise ValueError(f"dynamic sampling needs max_rounds of at least 1, got {self.max_rounds}")
+        if self.max_episodes is not None and self.max_episodes < 1:
+            raise ValueError(f"dynamic sampling needs max_episodes of at least 1, got {self.max_episodes}")
 
 
 @dataclass

@@ -183,7 +183,7 @@ def _dynamic_sampling(recipe: Recipe) -> Any:
     from threefold.training.dynamic_sampling import DynamicSampling
 
     settings = recipe.training.dynamic_sampling
-    return None if settings is None else DynamicSampling(max_rounds=settings.max_rounds)
+    return None if settings is None else DynamicSampling(**settings.model_dump())
 
 
 def _reward_names(recipe: Recipe) -> list[str]:
@@ -324,7 +324,8 @@ def _finish(
         trainer.save_model(str(run.path / "model"))
         if prepared.recipe.evaluation.after and trainer.accelerator.num_processes == 1:
             after = _evaluate(prepared, trainer, console, "after")
-            summary = summarise(before, after, prepared.recipe.training.steps)
+            summary = summarise(before, after, trainer.state.global_step)
+            run.write_after(after)
             run.write_evaluation(summary)
             console.learned(summary)
     report = write_report(run.path)

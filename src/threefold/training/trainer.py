@@ -132,6 +132,7 @@ class ThreefoldTrainer(TrlSeam):
         self._environment = environment
         self._limits = limits or Limits()
         self._groups_seen = 0
+        self._episodes_generated = 0
         self.step_in_words = ""
         self._pending: _Pending | None = None
         needs_base = (signals_base and signals_every > 0) or (credit is not None and "base" in credit.needs)
@@ -260,6 +261,10 @@ class ThreefoldTrainer(TrlSeam):
             group_size=self.num_generations,
             max_rounds=self.dynamic_sampling.max_rounds,
         )
+        self._episodes_generated += int(figures["dynamic_sampling/generated"])
+        limit = self.dynamic_sampling.max_episodes
+        if limit is not None and self._episodes_generated >= limit:
+            self.control.should_save = self.control.should_training_stop = True
         for name, value in figures.items():
             self._log_value(name, value)
         return batch
@@ -514,6 +519,7 @@ class ThreefoldTrainer(TrlSeam):
                 "groups_seen": self._groups_seen,
                 "base_fingerprint": self._base_fingerprint,
                 "prompts_drawn": self._stream.drawn if self._stream is not None else 0,
+                "episodes_generated": self._episodes_generated,
             }
             (folder / _STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -527,6 +533,7 @@ class ThreefoldTrainer(TrlSeam):
         self._groups_seen = state["groups_seen"]
         if self._stream is not None:
             self._stream.drawn = state.get("prompts_drawn", 0)
+            self._episodes_generated = state.get("episodes_generated", 0)
         if state["base_fingerprint"] != self._base_fingerprint:
             raise ValueError(
                 f"the frozen base of this trainer is not the one that {checkpoint} was trained against; "
