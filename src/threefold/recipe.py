@@ -13,11 +13,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from threefold.credit import CreditEstimator
-from threefold.credit.grpo import GRPO
-from threefold.credit.ispo import ISPO
+from threefold.credit.losses import check_loss
+from threefold.recipe_credit import METHODS, OUTCOME, Credit, build_credit
+
+__all__ = [
+    "OUTCOME",
+    "Credit",
+    "Data",
+    "Evaluation",
+    "Lora",
+    "Model",
+    "Prompt",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "Training",
+    "build_credit",
+    "load_recipe",
+    "parse_recipe",
+]
 
 
 class RecipeError(ValueError):
@@ -86,28 +102,6 @@ class Prompt(_Part):
     """"boxed", "tags", "final-answer", or a regular expression whose first group is the answer."""
     system: str | None = None
     """Replaces the style's system message."""
-
-
-class Credit(_Part):
-    """Who deserves what."""
-
-    method: Literal["grpo", "ispo", "none"] = "grpo"
-    """"none" keeps TRL's own advantages; "grpo" computes the same ones here."""
-    scale: Literal["group", "batch", "none"] = "group"
-    lambda_ifd: float = Field(0.5, ge=0)
-    lambda_token: float = Field(0.1, ge=0)
-    top_fraction: float = Field(0.1, gt=0, le=1)
-    drift_threshold: float = Field(0.3, ge=0)
-    combine: Literal["intersection", "entropy", "drift", "union"] = "intersection"
-    hinge: float = Field(0.3, ge=0)
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(1.0, ge=0)
-    symmetric: Literal["none", "correct", "wrong"] = "none"
-    preserve_sign: bool = False
-    eps: float = Field(1e-4, gt=0)
-    """Added to the standard deviation; a larger one is a soft floor under it."""
-    format_weight: float = Field(0.0, ge=0)
-    """Weight of an extra reward for answering in the asked format; 0 adds no such reward."""
 
 
 class DynamicSampling(_Part):
@@ -198,39 +192,28 @@ class Recipe(_Part):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     run: Run = Field(default_factory=Run)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _loss_of_the_method(cls, data: Any) -> Any:
+        """A method that is a loss as well brings it along where the recipe names none."""
+        if isinstance(data, Mapping) and isinstance(data.get("credit"), Mapping):
+            loss = getattr(METHODS.get(data["credit"].get("method")), "loss", None)
+            training = data.get("training", {})
+            if loss is not None and isinstance(training, Mapping):
+                return {**data, "training": {"loss": loss, **training}}
+        return data
+
+    @model_validator(mode="after")
+    def _credit_fits_the_loss(self) -> Recipe:
+        credit = build_credit(self.credit)
+        if credit is not None:
+            mask = self.training.trl.get("off_policy_mask_threshold")
+            check_loss(credit, loss=self.training.loss, ratio=self.training.ratio, off_policy_mask=mask)
+        return self
+
     def to_yaml(self) -> str:
         """The complete recipe, every default written out; reading it back gives an equal recipe."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
-
-
-OUTCOME = "accuracy"
-"""Name of the reward function that a recipe's outcome comes from."""
-
-
-def build_credit(credit: Credit) -> CreditEstimator | None:
-    """The estimator that a recipe names; None keeps TRL's own advantages."""
-    if credit.method == "none":
-        return None
-    if credit.method == "grpo":
-        return GRPO(scale=credit.scale, eps=credit.eps)
-    shared = {name: getattr(credit, name) for name in _ISPO_FIELDS}
-    return ISPO(outcome=OUTCOME, **shared)
-
-
-_ISPO_FIELDS = (
-    "lambda_ifd",
-    "lambda_token",
-    "top_fraction",
-    "drift_threshold",
-    "combine",
-    "hinge",
-    "alpha",
-    "beta",
-    "symmetric",
-    "scale",
-    "preserve_sign",
-    "eps",
-)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -307,6 +290,8 @@ def _explain(problem: Any) -> str:
         nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         return f"unknown key {key!r}{hint} (valid here: {', '.join(valid)})"
+    if problem["type"] == "value_error":
+        return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
@@ -318,7 +303,7 @@ def _valid_names(path: Sequence[str]) -> list[str]:
             (
                 a
                 for a in (annotation, *getattr(annotation, "__args__", ()))
-                if isinstance(a, type) and issubclass(a, _Part)
+                if isinstance(a, type) and issubclass(a, BaseModel)
             ),
             Recipe,
         )

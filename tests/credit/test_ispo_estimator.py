@@ -36,6 +36,7 @@ def batch_of(
         base_logp_BT=rows([-1.0, -0.1, -0.1, -0.1]).repeat(count, 1),
         thinking_BT=torch.ones(count, 4, dtype=torch.bool),
         answer_BA=torch.ones(count, 1, dtype=torch.bool),
+        answer_ids_BA=torch.arange(count)[:, None],
         answer_logp_BA=ifd_B[:, None] - 2.0,
         ablated_answer_logp_BA=torch.full((count, 1), -2.0),
     )

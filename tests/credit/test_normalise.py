@@ -14,7 +14,9 @@ from threefold.credit.normalise import (
     centred_rank,
     clamp_to_outcome,
     dead_groups,
+    group_max,
     group_mean,
+    group_size,
     group_std,
     leave_one_out,
     zscore,
@@ -220,3 +222,18 @@ def test_vectors_of_different_length_are_refused(function) -> None:
 def test_no_gradient_comes_out(function) -> None:
     values_B, group_B = one_group(1, 2, 4)
     assert not function(values_B.requires_grad_(), group_B).requires_grad
+
+
+def test_a_floor_under_the_deviation_keeps_small_spreads_small() -> None:
+    """Spread 1e-3 against a floor of 0.1: a hundredth of a unit. Above the floor nothing changes."""
+    group_B = torch.zeros(2, dtype=torch.int64)
+    small_B = zscore(torch.tensor([0.0, 1e-3]), group_B, eps=1e-9, std_floor=0.1)
+    assert small_B.tolist() == pytest.approx([-5e-3, 5e-3])
+    large_B = torch.tensor([0.0, 1.0])
+    assert torch.equal(zscore(large_B, group_B, std_floor=0.1), zscore(large_B, group_B))
+
+
+def test_largest_and_size_of_a_group_leave_nan_out() -> None:
+    values_B, group_B = torch.tensor([1.0, nan, 3.0, nan, 2.0]), torch.tensor([0, 0, 0, 1, 2])
+    assert torch.equal(group_max(values_B, group_B).nan_to_num(nan=99), torch.tensor([3.0, 3, 3, 99, 2]))
+    assert group_size(values_B, group_B).tolist() == [2, 2, 2, 1, 1]

@@ -15,6 +15,7 @@ import yaml
 from threefold import ISPO, cli
 from threefold.credit import CreditBatch, Signals
 from threefold.recipe import Recipe
+from threefold.recipe_credit import METHODS, method_settings
 from threefold.training.diagnostics import diagnose
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,7 @@ def test_recipe_page_lists_every_key_with_its_default() -> None:
         assert part.annotation is not None
         for key, field in part.annotation.model_fields.items():
             wanted[f"{section}.{key}"] = field.get_default(call_default_factory=True)
+    assert set(rows) >= {f"credit.{key}" for method in METHODS for key in method_settings(method)}
     lora = Recipe.model_validate({"model": {"lora": {}}}).model.lora
     assert lora is not None
     wanted |= {f"model.lora.{key}": value for key, value in lora.model_dump().items()}
@@ -146,11 +148,19 @@ def credited_metrics() -> set[str]:
             answer_BA=answer_BA,
             answer_logp_BA=-entropy_BT[:, :2],
             ablated_answer_logp_BA=-entropy_BT[:, :2] - 1,
+            answer_ids_BA=torch.arange(12).view(6, 2),
+            self_certainty_BT=entropy_BT,
+            reference_BR=answer_BA,
+            reference_logp_BR=-entropy_BT[:, :2],
+            ablated_reference_logp_BR=-entropy_BT[:, :2] - 1,
         ),
     )
-    advantages = ISPO(outcome="accuracy").assign(batch)
+    advantages = ISPO(outcome="accuracy", noise_control="shuffle").assign(batch)
     logp_B = batch.signals.answer_logp_BA.sum(dim=1)
     names = set(diagnose(batch, advantages, outcome_B, answer_logp_B=logp_B)) | set(advantages.metrics)
+    for estimator in METHODS.values():
+        names |= set(estimator.assign(batch).metrics) if estimator is not None else set()
+    assert {"ispo/noise_moved", "ispo/hinge", "lens/penalty_wrong", "gtpo/non_finite_signals"} <= names
     assert "certainty/entropy_critical_wrong" in names
     assert "ispo/hinge_active" in names
     return names

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from threefold.signals import AnswerTokens, measure
-from threefold.signals.measure import ablate
+from threefold.signals.measure import ablate, references_after
 
 PAD = 0
 PROMPTS = [[11, 12], [21], [31, 32, 33]]
@@ -42,6 +42,25 @@ def test_without_an_answer_there_is_nothing_to_score(answer):
     kept = ablate(*arguments, pad_token_id=PAD, every_row=True)
     assert kept.rows.tolist() == [0]
     assert not kept.answer_NA.any()
+
+
+def test_a_reference_stands_where_the_answer_stood_with_and_without_reasoning():
+    references = [[901], [902], [903, 904]]
+    arguments = (PROMPTS, COMPLETIONS, WRITTEN, ANSWERS, references)
+    after = references_after(*arguments, reasoning=True, pad_token_id=PAD)
+    assert after.input_ids.tolist() == [
+        [PAD, PAD, PAD, 11, 12, 101, 102, 901, PAD],  # prompt, reasoning, lead-in | reference
+        [PAD, PAD, PAD, PAD, PAD, PAD, 21, PAD, PAD],  # no answer: no place for the reference
+        [31, 32, 33, 301, 302, 303, 304, 903, 904],
+    ]
+    assert after.answer_NA.tolist() == [[True, False], [False, False], [True, True]]
+    alone = references_after(*arguments, reasoning=False, pad_token_id=PAD)
+    assert alone.input_ids.tolist() == [
+        [PAD, PAD, 11, 12, 102, 901, PAD],
+        [PAD, PAD, PAD, PAD, 21, PAD, PAD],
+        [31, 32, 33, 302, 303, 903, 904],
+    ]
+    assert torch.equal(alone.answer_NA, after.answer_NA)
 
 
 def counted(calls, offset):
@@ -88,6 +107,7 @@ def test_all_needs_are_three_passes_of_which_one_is_short():
     assert signals.logp_BT[0].tolist() == [101, 102, 103, 104, 105, 0]
     assert signals.base_logp_BT[0, 0] == 101.25
     assert signals.answer_BA.tolist() == [[True, True], [False, False], [True, False]]
+    assert signals.answer_ids_BA.tolist() == [[103, 104], [0, 0], [305, 0]]
     assert signals.answer_logp_BA.tolist() == [[103, 104], [0, 0], [305, 0]]
     assert signals.ablated_answer_logp_BA.tolist() == [[103, 104], [0, 0], [305, 0]]
 

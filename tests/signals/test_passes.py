@@ -10,6 +10,8 @@ from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from threefold import GRPO, ISPO, ThreefoldTrainer
+from threefold.credit.reference_answer import ReferenceAnswer
+from threefold.credit.self_certainty import SelfCertainty
 
 DIGIT_ANSWER = r"([0-9])"
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -92,6 +94,60 @@ def test_ifd_is_the_answers_gain_from_its_reasoning(build, make_model):
         without = teacher_forced(initial, prompt, completion[last : last + 1])[0]
         torch.testing.assert_close(ifd_B[row], (with_reasoning - without)[0], atol=1e-5, rtol=0)
     assert answered >= 2
+
+
+@torch.no_grad()
+def certainty_of(model, prompt, completion, temperature):
+    """logsumexp(z) - mean z at a completion's tokens, from the model's own logits."""
+    logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    logits = logits.float() / temperature
+    return logits.logsumexp(dim=-1) - logits.mean(dim=-1)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "lora"])
+def test_self_certainty_is_that_of_the_whole_logits(build, make_model, lora):
+    args = {"max_steps": 1, "temperature": 0.7}
+    options = {"peft_config": LORA} if lora else {}
+    trainer = trained(build, SelfCertainty(), args=args, **options)
+    signals, (prompts, completions) = trainer.batches[0].signals, trainer.seen[0]
+    initial = make_model().eval()
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        expected = certainty_of(initial, prompt, completion, 0.7)
+        certainty_T = signals.self_certainty_BT[row, : len(completion)]
+        torch.testing.assert_close(certainty_T, expected, atol=1e-4, rtol=0)
+    assert passes(trainer) == {"policy": 1}
+
+
+def test_the_reference_is_scored_in_the_place_of_the_answer(build, make_model):
+    trainer = trained(build, ReferenceAnswer(), args={"max_steps": 1})
+    signals, (prompts, completions) = trainer.batches[0].signals, trainer.seen[0]
+    initial, placed = make_model().eval(), 0
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        text = "".join(chr(token + 29) if token > 2 else " " for token in completion)
+        question = "".join(chr(token + 29) if token > 2 else " " for token in prompt)
+        last = max((i for i, character in enumerate(text) if character.isdigit()), default=None)
+        assert bool(signals.reference_BR[row].any()) == (last is not None)
+        if last is None:
+            continue
+        placed += 1
+        a, b = (part[-1] for part in question.split("=")[0].split("+"))
+        reference = [ord(character) - 29 for character in str(int(a) + int(b))]
+        after = teacher_forced(initial, prompt + completion[:last], reference)[0]
+        alone = teacher_forced(initial, prompt, reference)[0]
+        torch.testing.assert_close(signals.reference_logp_BR[row, : len(reference)], after, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            signals.ablated_reference_logp_BR[row, : len(reference)], alone, atol=1e-5, rtol=0
+        )
+    assert placed >= 2
+
+
+def test_the_reference_s_column_and_an_odd_head_are_checked_before_the_first_step(build, dataset, make_model):
+    with pytest.raises(ValueError, match="from a column 'answer', and the dataset has prompt; rename"):
+        build(credit=ReferenceAnswer(), train_dataset=dataset.remove_columns("answer"))
+    capped = make_model()
+    capped.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match="the model's config sets final_logit_softcapping"):
+        build(credit=SelfCertainty(), model=capped)
 
 
 BASES = {
@@ -189,13 +245,14 @@ class Measured(Watched):
         return scored
 
 
-def test_no_tensor_over_batch_tokens_and_vocabulary(build, make_model):
+@pytest.mark.parametrize("credit", [ISPO("digit"), SelfCertainty()], ids=["ISPO", "self-certainty"])
+def test_no_tensor_over_batch_tokens_and_vocabulary(build, make_model, credit):
     """The vocabulary is scored in tiles; a whole (B, T, V) would be the largest tensor by far."""
     vocabulary = 150_000
     model = make_model(vocab_size=vocabulary, hidden_size=8, intermediate_size=8)
     trainer = build(
         Measured,
-        credit=ISPO("digit"),
+        credit=credit,
         answer_format=DIGIT_ANSWER,
         model=model,
         args={"max_steps": 1, "max_completion_length": 24, "gradient_accumulation_steps": 1},

@@ -51,6 +51,14 @@ def test_dead_groups_and_where_the_gradient_comes_from() -> None:
     assert "ISPO revived 1, 27% of the gradient's weight" in words
 
 
+def test_words_for_dead_groups_that_move_without_a_difference_of_rewards() -> None:
+    """All-wrong group 1 is pushed down as one: 4 of 8 parts of |A|, and its rewards still span 0."""
+    figures = diagnose(
+        _batch(), _advantages([0.0, 0.0, -1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]), OUTCOME_B
+    )
+    assert "; NGRPO gave them 50% of the gradient's weight" in in_words(figures, "NGRPO")
+
+
 def test_certainty_by_outcome() -> None:
     figures = certainty(ENTROPY_BT, MASK_BT, OUTCOME_B, top_fraction=0.1)
     assert figures["certainty/entropy_all_right"] == pytest.approx((1 + 3 + 2 + 2 + 4) / 5)

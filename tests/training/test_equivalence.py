@@ -13,7 +13,10 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from threefold import GRPO, ISPO, ThreefoldTrainer
-from threefold.credit import Advantages, CreditBatch
+from threefold.credit import Advantages, CreditBatch, Signals
+from threefold.credit.reference_answer import ReferenceAnswer
+from threefold.credit.rl_zvp import RLZVP
+from threefold.credit.self_certainty import SelfCertainty
 
 LOSSES = ("dapo", "grpo", "dr_grpo", "bnpo", "cispo", "sapo")
 NOTHING_ADDED = {
@@ -151,13 +154,18 @@ def test_training_with_signals_is_grpo_with_the_same_advantages(build):
 
 
 def test_signals_and_advantages_carry_no_gradient(build):
-    kept = Kept(ISPO("digit", combine="union"))
-    trained(build, credit=kept, answer_format=r"([0-9])")
-    for batch, answer in zip(kept.batches, kept.answers, strict=True):
-        signals = [getattr(batch.signals, f.name) for f in fields(batch.signals)]
-        tensors = [*signals, answer.values, *answer.episode_signals.values(), *answer.token_signals.values()]
-        assert all(isinstance(tensor, Tensor) for tensor in tensors)
-        assert not any(tensor.requires_grad for tensor in tensors)
+    measured = set()
+    for credit in (ISPO("digit", combine="union"), SelfCertainty(), ReferenceAnswer(), RLZVP("digit")):
+        kept = Kept(credit)
+        trained(build, credit=kept, answer_format=r"([0-9])")
+        for batch, answer in zip(kept.batches, kept.answers, strict=True):
+            signals = {f.name: getattr(batch.signals, f.name) for f in fields(batch.signals)}
+            signals = {name: tensor for name, tensor in signals.items() if tensor is not None}
+            measured |= signals.keys()
+            tensors = [answer.values, *answer.episode_signals.values(), *answer.token_signals.values()]
+            assert all(isinstance(tensor, Tensor) for tensor in tensors)
+            assert not any(tensor.requires_grad for tensor in [*signals.values(), *tensors])
+    assert measured == {f.name for f in fields(Signals)}
 
 
 def test_twice_the_weight_gives_twice_the_advantages(build):

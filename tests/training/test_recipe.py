@@ -1,11 +1,19 @@
 """Recipes are read strictly: what is wrong is named with its key, its value and the nearest valid name."""
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import yaml
 
+from threefold.credit import CreditEstimator
 from threefold.credit.grpo import GRPO
 from threefold.credit.ispo import ISPO
+from threefold.credit.lens import LENS
+from threefold.credit.ngrpo import NGRPO
+from threefold.credit.rl_zvp import RLZVP
 from threefold.recipe import Recipe, RecipeError, build_credit, load_recipe, parse_recipe
+from threefold.recipe_credit import METHODS, Credit, method_settings
 
 
 @pytest.mark.parametrize(
@@ -19,8 +27,8 @@ from threefold.recipe import Recipe, RecipeError, build_credit, load_recipe, par
             "training.group_size = 1: input should be greater than or equal to 2",
         ),
         ({"training": {"steps": "many"}}, "training.steps = 'many'"),
-        ({"credit": {"combine": "both"}}, "credit.combine = 'both'"),
-        ({"credit": {"lambda_ifd": -1}}, "credit.lambda_ifd = -1"),
+        ({"credit": {"method": "ispo", "combine": "both"}}, "credit.combine = 'both'"),
+        ({"credit": {"method": "ispo", "lambda_ifd": -1}}, "credit.lambda_ifd = -1"),
         ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8'"),
     ],
 )
@@ -86,8 +94,82 @@ def test_the_method_names_build_their_estimators() -> None:
 
     assert credit(method="none") is None
     assert credit() == GRPO()
-    assert credit(method="ispo") == ISPO.paper("accuracy")
-    assert credit(method="ispo", hinge=0.5, scale="none") == ISPO("accuracy", hinge=0.5, scale="none")
+    assert credit(method="ispo-paper") == ISPO.paper("accuracy")
+    assert credit(method="ispo") == ISPO.recommended("accuracy")
+    assert credit(method="ispo-paper", hinge=0.5, scale="none") == ISPO("accuracy", hinge=0.5, scale="none")
+    assert credit(method="ispo", noise_control="shuffle") == replace(
+        ISPO.recommended("accuracy"), noise_control="shuffle"
+    )
+    assert credit(method="rl_zvp", alpha=0.2) == RLZVP("accuracy", alpha=0.2)
+    assert credit(method="lens") == LENS("accuracy", alpha=0.25)
+    assert credit(method="ngrpo") == NGRPO()
+
+
+def test_every_method_has_a_name_and_is_an_estimator_or_none() -> None:
+    assert set(get_args(Credit.model_fields["method"].annotation)) == set(METHODS)
+    for method, estimator in METHODS.items():
+        assert method_settings(method).keys() <= Credit.model_fields.keys()
+        if estimator is not None:
+            assert isinstance(estimator, CreditEstimator)
+            assert build_credit(parse_recipe({"credit": {"method": method}}).credit) == estimator
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_complete_recipe_shows_the_keys_of_the_method_and_reads_back_equal(method: str) -> None:
+    recipe = parse_recipe({"credit": {"method": method}})
+    shown = yaml.safe_load(recipe.to_yaml())
+    assert shown["credit"].keys() == {"method", "format_weight", *method_settings(method)}
+    assert parse_recipe(shown) == recipe
+
+
+def test_an_option_that_is_off_when_null_can_be_turned_off_and_stays_off() -> None:
+    recipe = parse_recipe({"credit": {"method": "ispo", "intrinsic_cap": None, "hinge_quantile": None}})
+    assert build_credit(recipe.credit) == replace(
+        ISPO.recommended("accuracy"), intrinsic_cap=None, hinge_quantile=None
+    )
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"method": "grpo", "lambda_ifd": 0.5},
+            "credit: lambda_ifd belongs to the method(s) ispo-paper, ispo, not to 'grpo' "
+            "(its keys: scale, eps)",
+        ),
+        (
+            {"method": "ngrpo", "alpha": 0.1},
+            "alpha belongs to the method(s) rl_zvp, lens, ispo-paper, ispo, not to 'ngrpo' "
+            "(its keys: max_reward, eps)",
+        ),
+        ({"method": "dr_grpo", "scale": "group"}, "not to 'dr_grpo' (its keys: none)"),
+        ({"method": "rl_zvp", "alpha": None}, "alpha is null; leave it out for the method's own value 0.1"),
+        ({"method": "lens", "outcome": "accuracy"}, "unknown key 'credit.outcome'; did you mean"),
+        ({"method": "ispo", "hinge_quantile": 2}, "credit.hinge_quantile = 2"),
+        ({"method": "ispo", "entropy_target": 1.0}, "set token_credit=True as well"),
+        ({"method": "zvp"}, "credit.method = 'zvp'"),
+    ],
+)
+def test_a_key_of_another_method_is_refused_with_its_owners(settings: dict, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe({"credit": settings})
+    assert message in str(refused.value)
+
+
+def test_dr_grpo_brings_its_loss_and_refuses_another() -> None:
+    assert parse_recipe({"credit": {"method": "dr_grpo"}}).training.loss == "dr_grpo"
+    assert parse_recipe({"credit": {"method": "grpo"}}).training.loss == "dapo"
+    with pytest.raises(RecipeError, match=r"DrGRPO goes with the loss 'dr_grpo'.*but the loss is 'bnpo'"):
+        parse_recipe({"credit": {"method": "dr_grpo"}, "training": {"loss": "bnpo"}})
+
+
+def test_credit_per_token_is_refused_with_sequence_ratios_before_anything_is_loaded() -> None:
+    with pytest.raises(RecipeError, match=r"RLZVP gives credit per token.*training\.ratio=token"):
+        parse_recipe({"credit": {"method": "rl_zvp"}, "training": {"ratio": "sequence"}})
+    masked = {"trl": {"off_policy_mask_threshold": 0.5}}
+    with pytest.raises(RecipeError, match="off_policy_mask_threshold drops a row"):
+        parse_recipe({"credit": {"method": "gtpo"}, "training": masked})
 
 
 @pytest.mark.parametrize("name", ["demo", "gsm8k", "ispo-paper"])

@@ -17,6 +17,7 @@ CREDITS = {
     "TRL's own": None,
     "GRPO": GRPO(),
     "ISPO": ISPO("digit", combine="union"),
+    "noise control": ISPO("digit", combine="union", noise_control="shuffle"),
 }
 
 

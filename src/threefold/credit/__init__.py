@@ -7,6 +7,7 @@ Shapes are in the names, here and everywhere in Threefold:
     K  turns of an episode
     T  tokens of a completion, padded on the right
     A  tokens of a final answer, padded on the right
+    R  tokens of a reference answer, padded on the right
     V  vocabulary (no tensor of ours ever has this axis together with B and T)
 
 An estimator sees the whole generation batch of all processes, so its answer is the same on each of them, and
@@ -22,10 +23,12 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-Signal = Literal["policy", "base", "ablated_answer"]
+Signal = Literal["policy", "base", "ablated_answer", "self_certainty", "reference_answer"]
 """A measurement on a model, by what it costs: "policy" (one forward without gradient: log-probabilities and
 entropies; free where TRL computes old log-probabilities anyway), "base" (one forward of the frozen initial
-model) and "ablated_answer" (one short forward of the answers without their reasoning; implies "policy")."""
+model), "ablated_answer" (one short forward of the answers without their reasoning; implies "policy"),
+"self_certainty" (comes with the policy's forward, which then is always made) and "reference_answer" (one
+forward with the task's true answer in place of the episode's, and a short one without reasoning)."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,21 @@ class Signals:
     """bool: the tokens of the reasoning, before the answer and its lead-in; the whole completion where no
     answer was found."""
     answer_BA: Tensor | None = None
-    """bool: valid entries of the two tensors below. A row without an answer has none."""
+    """bool: valid entries of the three tensors below. A row without an answer has none."""
+    answer_ids_BA: Tensor | None = None
+    """int64: token ids of the answer, as sampled."""
     answer_logp_BA: Tensor | None = None
     """log p(A | Q, T): the answer's tokens after the reasoning."""
     ablated_answer_logp_BA: Tensor | None = None
     """log p(A | Q): the same tokens teacher-forced without the reasoning."""
+    self_certainty_BT: Tensor | None = None
+    """logsumexp(z) - mean_j z_j of the policy's logits z, in nats: KL(uniform || p) plus a constant."""
+    reference_BR: Tensor | None = None
+    """bool: valid entries of the two tensors below. A row whose own answer has no place has none."""
+    reference_logp_BR: Tensor | None = None
+    """The task's true answer in the place of the episode's own, after the episode's reasoning."""
+    ablated_reference_logp_BR: Tensor | None = None
+    """The same tokens without the reasoning."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,9 @@ class CreditBatch:
     signals: Signals = field(default_factory=Signals)
     truncated_B: Tensor | None = None
     """bool: the completion was cut off by a limit."""
+    step: int = 0
+    """Optimizer updates before this batch: the same on all processes and after a resume. With a seed it makes
+    random numbers that every process draws alike."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,12 @@ class Advantages:
 
 @runtime_checkable
 class CreditEstimator(Protocol):
-    """The door. Twenty lines make a new one: see docs/credit.md."""
+    """The door. Twenty lines make a new one: see docs/credit.md.
+
+    Two attributes may be added, and are read where they are there: `per_token`, a bool that says whether
+    `values` may be (B, T), for which some losses are not made (`threefold.credit.losses`); and `loss`, the
+    one `loss_type` of TRL that belongs to the method.
+    """
 
     @property
     def needs(self) -> frozenset[Signal]:

@@ -60,7 +60,9 @@ def combine(rewards: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
 
 
 @torch.no_grad()
-def advantages(rewards_B: Tensor, group_B: Tensor, *, scale: Scale = "group", eps: float = 1e-4) -> Tensor:
+def advantages(
+    rewards_B: Tensor, group_B: Tensor, *, scale: Scale = "group", eps: float = 1e-4, std_floor: float = 0.0
+) -> Tensor:
     """Rewards relative to the mean of their group.
 
     Args:
@@ -68,6 +70,7 @@ def advantages(rewards_B: Tensor, group_B: Tensor, *, scale: Scale = "group", ep
         group_B: (B,) group of each episode, any integers.
         scale: What to divide by: the standard deviation of the "group", that of the whole "batch", or "none".
         eps: Added to the standard deviation.
+        std_floor: The standard deviation counts as at least this.
 
     Returns:
         (B,) advantages; 0 for NaN.
@@ -77,10 +80,11 @@ def advantages(rewards_B: Tensor, group_B: Tensor, *, scale: Scale = "group", ep
     """
     check_choice("scale", scale, get_args(Scale))
     if scale == "group":
-        return zscore(rewards_B, group_B, eps=eps)
+        return zscore(rewards_B, group_B, eps=eps, std_floor=std_floor)
     centred_B = rewards_B - group_mean(rewards_B, group_B)
     if scale == "batch":
-        centred_B = centred_B / (nan_std(rewards_B) + eps)
+        std = nan_std(rewards_B)
+        centred_B = centred_B / ((std.clamp(min=std_floor) if std_floor else std) + eps)
     return torch.nan_to_num(centred_B, nan=0.0)
 
 

@@ -22,35 +22,55 @@ Where the paper is silent, our reading:
   * An outcome of NaN is unscorable: advantage 0, out of the baseline. A signal that is not finite adds 0.
   * eps 1e-4 and the unbiased deviation are TRL's. `symmetric` offers both readings of that ablation.
 
-What to know before trusting it (with numbers in tests/credit/test_ispo*.py):
-  * In a group of equal outcomes std R is proportional to λ, so dividing by it undoes a small λ: an all-wrong
-    group pushes as hard as a mixed one, towards answers that ignore the reasoning. A larger `eps` is a soft
-    floor, `scale="none"` keeps λ as it is. Any noise makes std R > 0: "no dead groups" alone proves nothing.
-  * Eq. 9's cross term lacks a sign: Var R = λ1² Var IFD + λ2² Var R_token + 2 λ1 λ2 (2 R_o - 1) Cov. It may
-    cancel the rest, so Proposition 2 (no dead group for any λ1 > 0) does not hold as written.
-  * In a mixed group a right answer whose IFD lies about 0.33 below its peers' gets a negative advantage;
-    `preserve_sign=True` clamps it to 0.
-  * R_token is <= 0 if right and mostly > 0 if wrong: it narrows the outcome's gap, and a right episode with
-    empty C beats its peers (`ispo/empty_critical`). At step 0 nothing has drifted and every C is empty.
-  * C holds an episode's highest entropies, so the hinge seldom fires (`ispo/hinge_active`).
-  * Where all answers of a group are the same, IFD only compares the confidence in that answer.
+What to know before trusting it, and our answer (`ispo_options`; numbers in tests/credit/test_ispo*.py):
+  1 In a group of equal outcomes std R is proportional to λ, so dividing by it undoes a small λ: an all-wrong
+    group pushes as hard as a mixed one.                       `std_floor`, `intrinsic_cap`, `scale="none"`
+  2 Any noise makes std R > 0: "no dead groups" proves nothing.                            `noise_control`
+  3 Where all answers of a group are the same, IFD only compares the confidence in that answer.
+                                                                       `ifd_where_answers_coincide=False`
+  4 In an all-wrong group IFD pays for ignoring the reasoning.   `all_wrong_ifd=False`, `all_wrong_weight`
+  5 In a mixed group a right answer whose IFD lies about 0.33 below its peers' gets a negative advantage.
+                                                                                           `preserve_sign`
+  6 R_token is <= 0 if right and mostly > 0 if wrong: it narrows the outcome's gap, and a right episode with
+    empty C beats its peers. At step 0 nothing has drifted and every C is empty.          `token_baseline`
+  7 Paying for an entropy at a sampled prefix does not raise it.       `entropy_target` with `token_credit`
+  8 C holds an episode's highest entropies, so the hinge seldom fires.                   `hinge_quantile`
+  And Eq. 9's cross term lacks a sign: Var R = λ1² Var IFD + λ2² Var R_token + 2 λ1 λ2 (2 R_o - 1) Cov. It may
+  cancel the rest, so Proposition 2 (no dead group for any λ1 > 0) does not hold as written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from threefold.credit import Advantages, CreditBatch, Signal, Signals, grpo
+from threefold.credit import Advantages, CreditBatch, Signal, grpo, ispo_options
+from threefold.credit.critical_tokens import (
+    Combine,
+    combined,
+    critical_tokens,
+    drifted_tokens,
+    high_entropy_tokens,
+)
+from threefold.credit.ispo_options import ISPOOptions
 from threefold.credit.normalise import clamp_to_outcome
+from threefold.credit.outcomes import measured, outcome_of, same_outcome
 
-Combine = Literal["intersection", "entropy", "drift", "union"]
-"""Which tokens are critical: both sets' (the paper), one set's alone, or either's."""
+__all__ = [
+    "ISPO",
+    "conditional_ifd",
+    "critical_tokens",
+    "drifted_tokens",
+    "high_entropy_tokens",
+    "intrinsic_reward",
+    "reward",
+    "token_reward",
+]
+
 Symmetric = Literal["none", "correct", "wrong"]
 """Shaping by outcome ("none", the paper), or Eq. 6 ("correct") or Eq. 7 ("wrong") for all episodes."""
 Metrics = dict[str, float | None]
@@ -73,75 +93,9 @@ def conditional_ifd(
     return _masked_mean(logp_with_trace_BA - logp_without_trace_BA, answer_mask_BA)
 
 
-@torch.no_grad()
-def high_entropy_tokens(entropy_BT: Tensor, mask_BT: Tensor, *, top_fraction: float = 0.1) -> Tensor:
-    """(B, T) bool: the ceil(top_fraction * n) highest entropies of each episode's n masked tokens (Eq. 4).
-
-    Ranked per episode, unlike TRL's batch-wide `top_entropy_quantile`. The earlier token wins a tie.
-
-    Args:
-        entropy_BT: (B, T) entropies, nats. One that is not finite never counts.
-        mask_BT: (B, T) bool, the tokens that may be chosen.
-        top_fraction: Share of them that is chosen, in (0, 1]; at least one token.
-    """
-    mask_BT = mask_BT & entropy_BT.isfinite()
-    # In integers: 0.1 * 70 is 7.000000000000001 in floats, whose ceiling is 8.
-    share = Fraction(str(top_fraction)).limit_denominator(1_000_000)
-    count_B1 = -(-mask_BT.sum(dim=1, keepdim=True) * share.numerator // share.denominator)
-    order_BT = entropy_BT.masked_fill(~mask_BT, -torch.inf).sort(dim=1, descending=True, stable=True).indices
-    chosen_BT = torch.arange(entropy_BT.shape[1], device=entropy_BT.device) < count_B1.clamp(min=1)
-    return torch.zeros_like(mask_BT).scatter(1, order_BT, chosen_BT) & mask_BT
-
-
-@torch.no_grad()
-def drifted_tokens(
-    logp_BT: Tensor, base_logp_BT: Tensor, mask_BT: Tensor, *, drift_threshold: float = 0.3
-) -> Tensor:
-    """(B, T) bool: the masked tokens at least `drift_threshold` nats likelier than initially (Eq. 5)."""
-    return mask_BT & (logp_BT - base_logp_BT >= drift_threshold)
-
-
-@torch.no_grad()
-def critical_tokens(
-    entropy_BT: Tensor,
-    logp_BT: Tensor,
-    base_logp_BT: Tensor | None,
-    mask_BT: Tensor,
-    *,
-    top_fraction: float = 0.1,
-    drift_threshold: float = 0.3,
-    combine: Combine = "intersection",
-) -> Tensor:
-    """(B, T) bool: the tokens where reasoning is decided, uncertain and shaped by the training (section 3.5).
-
-    Args:
-        entropy_BT: (B, T) entropies of the policy, nats.
-        logp_BT: (B, T) log-probabilities of the sampled tokens under the policy, nats.
-        base_logp_BT: (B, T) the same under the frozen initial model; None only with combine="entropy".
-        mask_BT: (B, T) bool, the tokens that may be critical.
-        top_fraction: As in `high_entropy_tokens`.
-        drift_threshold: As in `drifted_tokens`.
-        combine: How the two sets make one.
-
-    Raises:
-        ValueError: `combine` is unknown, or needs `base_logp_BT`, which is None.
-    """
-    entropy_set_BT = high_entropy_tokens(entropy_BT, mask_BT, top_fraction=top_fraction)
-    drift_set_BT = None
-    if base_logp_BT is not None:
-        drift_set_BT = drifted_tokens(logp_BT, base_logp_BT, mask_BT, drift_threshold=drift_threshold)
-    return _combined(entropy_set_BT, drift_set_BT, combine)
-
-
-def _combined(entropy_set_BT: Tensor, drift_set_BT: Tensor | None, combine: Combine) -> Tensor:
-    grpo.check_choice("combine", combine, get_args(Combine))
-    if combine == "entropy":
-        return entropy_set_BT
-    if drift_set_BT is None:
-        raise ValueError(f'combine={combine!r} needs base_logp_BT; only combine="entropy" does without it')
-    if combine == "drift":
-        return drift_set_BT
-    return entropy_set_BT & drift_set_BT if combine == "intersection" else entropy_set_BT | drift_set_BT
+def hinged_entropy(entropy_BT: Tensor, alpha: float, beta: float, hinge: float) -> Tensor:
+    """α H - β max(0, τ_H - H) of each token, nats (inside Eq. 7)."""
+    return alpha * entropy_BT - beta * (hinge - entropy_BT).clamp(min=0)
 
 
 @torch.no_grad()
@@ -176,13 +130,39 @@ def token_reward(
     """
     grpo.check_choice("symmetric", symmetric, get_args(Symmetric))
     right_B = _masked_mean(logp_BT, critical_BT)
-    wrong_B = _masked_mean(alpha * entropy_BT - beta * (hinge - entropy_BT).clamp(min=0), critical_BT)
+    wrong_B = _masked_mean(hinged_entropy(entropy_BT, alpha, beta, hinge), critical_BT)
     if symmetric != "none":
         return right_B if symmetric == "correct" else wrong_B
     correct_B = correct_B.to(right_B.dtype)
     # A share of 0 takes nothing of its side, not even 0 times an infinity. Comparisons with NaN are False.
     right_B = torch.where(correct_B > 0, correct_B * right_B, 0)
     return right_B + torch.where(correct_B < 1, (1 - correct_B) * wrong_B, 0)
+
+
+@torch.no_grad()
+def intrinsic_reward(
+    outcome_B: Tensor,
+    ifd_B: Tensor,
+    token_B: Tensor,
+    *,
+    lambda_ifd: float = 0.5,
+    lambda_token: float = 0.1,
+) -> Tensor:
+    """What the signals add to the reward: λ1 (2 R_o - 1) IFD + λ2 R_token (Eq. 8).
+
+    Args:
+        outcome_B: (B,) outcomes in [0, 1], which sign IFD.
+        ifd_B: (B,) from `conditional_ifd`.
+        token_B: (B,) from `token_reward`.
+        lambda_ifd: λ1. A term whose weight is exactly 0 is not added at all, so not even its NaN counts.
+        lambda_token: λ2.
+    """
+    added_B = torch.zeros_like(outcome_B)
+    if lambda_ifd != 0:
+        added_B = added_B + lambda_ifd * (2 * outcome_B - 1) * ifd_B
+    if lambda_token != 0:
+        added_B = added_B + lambda_token * token_B
+    return added_B
 
 
 @torch.no_grad()
@@ -195,30 +175,20 @@ def reward(
     lambda_token: float = 0.1,
     extrinsic_B: Tensor | None = None,
 ) -> Tensor:
-    """The composite reward R_o + λ1 (2 R_o - 1) IFD + λ2 R_token (Eq. 8).
+    """(B,) the composite reward R_o + λ1 (2 R_o - 1) IFD + λ2 R_token (Eq. 8); see `intrinsic_reward`.
 
-    Args:
-        outcome_B: (B,) outcomes in [0, 1], which sign IFD.
-        ifd_B: (B,) from `conditional_ifd`.
-        token_B: (B,) from `token_reward`.
-        lambda_ifd: λ1. A term whose weight is exactly 0 is not added at all, so not even its NaN counts.
-        lambda_token: λ2.
-        extrinsic_B: (B,) what the signals are added to, the outcome by default.
-
-    Returns:
-        (B,) rewards.
+    `extrinsic_B` (B,) is what the signals are added to, the outcome by default.
     """
-    total_B = (outcome_B if extrinsic_B is None else extrinsic_B).detach()
-    if lambda_ifd != 0:
-        total_B = total_B + lambda_ifd * (2 * outcome_B - 1) * ifd_B
-    if lambda_token != 0:
-        total_B = total_B + lambda_token * token_B
-    return total_B
+    weights = {"lambda_ifd": lambda_ifd, "lambda_token": lambda_token}
+    base_B = (outcome_B if extrinsic_B is None else extrinsic_B).detach()
+    return base_B + intrinsic_reward(outcome_B.detach(), ifd_B, token_B, **weights)
 
 
 @dataclass(frozen=True)
-class ISPO:
+class ISPO(ISPOOptions):
     """Intrinsic signal policy optimisation as a credit estimator; with both weights 0 it equals `grpo.GRPO`.
+
+    The fields below are the paper's; those that close its traps are in `ispo_options.ISPOOptions`.
 
     Raises:
         ValueError: A field is outside its range; the message names it.
@@ -248,8 +218,6 @@ class ISPO:
     """What advantages are measured in, as in `grpo.GRPO`."""
     eps: float = 1e-4
     """Added to the standard deviation, in units of the reward; above 0."""
-    preserve_sign: bool = False
-    """In groups with right and wrong answers, keep advantages of right ones >= 0 and of wrong ones <= 0."""
 
     def __post_init__(self) -> None:
         for field in ("lambda_ifd", "lambda_token", "drift_threshold", "hinge", "alpha", "beta"):
@@ -258,11 +226,31 @@ class ISPO:
         grpo.check_choice("combine", self.combine, get_args(Combine))
         grpo.check_choice("symmetric", self.symmetric, get_args(Symmetric))
         grpo.GRPO(scale=self.scale, eps=self.eps)  # checks these two
+        self.check_options()
 
     @classmethod
     def paper(cls, outcome: str) -> ISPO:
         """The configuration of section 4.1, and the defaults where the paper gives no value."""
         return cls(outcome, 0.5, 0.1, top_fraction=0.1, drift_threshold=0.3, hinge=0.3, alpha=1.0, beta=1.0)
+
+    @classmethod
+    def recommended(cls, outcome: str) -> ISPO:
+        """The paper's signals, traps closed: chosen by argument (docs/ispo.md), not by a study yet."""
+        return cls(
+            outcome,
+            std_floor=0.1,
+            intrinsic_cap=0.5,
+            ifd_where_answers_coincide=False,
+            all_wrong_ifd=False,
+            all_wrong_weight=0.25,
+            preserve_sign=True,
+            token_baseline=True,
+            hinge_quantile=0.2,
+        )
+
+    @property
+    def per_token(self) -> bool:
+        return self.token_credit and self.lambda_token > 0
 
     @property
     def needs(self) -> frozenset[Signal]:
@@ -287,7 +275,7 @@ class ISPO:
         Raises:
             ValueError: The outcome is missing or outside [0, 1], or a signal that `needs` names is missing.
         """
-        outcome_B = self._outcome(batch)
+        outcome_B = outcome_of("ISPO", self.outcome, batch)
         extrinsic_B = grpo.combine(batch.rewards, batch.weights)
         metrics: Metrics = {"ispo/unscorable": float(outcome_B.isnan().sum())}
         episode_signals: dict[str, Tensor] = {}
@@ -298,23 +286,26 @@ class ISPO:
             if batch.signals.entropy_BT is not None:
                 token_signals["entropy"] = batch.signals.entropy_BT.detach()
         ifd_B = token_B = torch.zeros_like(outcome_B)
+        credit_BT: Tensor | None = None
         broken_B = torch.zeros_like(outcome_B, dtype=torch.bool)
         if self.lambda_ifd:
-            ifd_B, bad_B = self._ifd(batch.signals, outcome_B, metrics)
+            ifd_B, bad_B = self._ifd(batch, outcome_B, metrics)
             broken_B = broken_B | bad_B
             episode_signals["ifd"] = ifd_B
         if self.lambda_token:
-            token_B, critical_BT, bad_B = self._token(batch, outcome_B, metrics)
+            token_B, credit_BT, critical_BT, bad_B = self._token(batch, outcome_B, metrics)
             broken_B = broken_B | bad_B
             episode_signals["token_reward"], token_signals["critical"] = token_B, critical_BT.float()
         metrics["ispo/non_finite_signals"] = float(broken_B.sum())
-        weights = {"lambda_ifd": self.lambda_ifd, "lambda_token": self.lambda_token}
-        reward_B = reward(outcome_B, ifd_B, token_B, extrinsic_B=extrinsic_B, **weights)
-        values_B = grpo.advantages(reward_B, batch.group_B, scale=self.scale, eps=self.eps)
-        if self.preserve_sign and self.needs:
-            values_B = clamp_to_outcome(values_B, outcome_B, batch.group_B)
+        weights = {"lambda_ifd": self.lambda_ifd, "lambda_token": 0 if self.per_token else self.lambda_token}
+        intrinsic_B = intrinsic_reward(outcome_B, ifd_B, token_B, **weights)
+        if self.noise_control is not None and self.needs:
+            same_B = same_outcome(outcome_B, batch.group_B)
+            intrinsic_B, credit_BT, moved_B = self.dealt_out(batch.step, same_B, intrinsic_B, credit_BT)
+            metrics["ispo/noise_moved"] = _mean(moved_B, ~outcome_B.isnan())
+        reward_B = extrinsic_B + intrinsic_B if self.needs else extrinsic_B
         return Advantages(
-            values=values_B,
+            values=self._advantages(batch, outcome_B, extrinsic_B, intrinsic_B, credit_BT),
             outcome_B=grpo.advantages(extrinsic_B, batch.group_B, scale=self.scale, eps=self.eps),
             reward_B=reward_B,
             metrics={name: value for name, value in metrics.items() if value is not None},
@@ -322,39 +313,95 @@ class ISPO:
             token_signals=token_signals,
         )
 
-    def _outcome(self, batch: CreditBatch) -> Tensor:
-        """(B,) float32 outcomes, refused where they cannot sign IFD."""
-        grpo.check_choice("ISPO's outcome", self.outcome, batch.rewards)
-        outcome_B = batch.rewards[self.outcome].detach().float()
-        bad_B = (outcome_B < 0) | (outcome_B > 1)
-        if bad_B.any():
-            episode = int(bad_B.nonzero()[0])
-            raise ValueError(
-                f"reward function {self.outcome!r} gave episode {episode} of the batch "
-                f"{outcome_B[episode].item():g}: ISPO's outcome must lie in [0, 1], or be None where it "
-                "cannot score; rescale it, or name another reward function as the outcome"
+    def _advantages(
+        self,
+        batch: CreditBatch,
+        outcome_B: Tensor,
+        extrinsic_B: Tensor,
+        intrinsic_B: Tensor,
+        credit_BT: Tensor | None,
+    ) -> Tensor:
+        """(B,) advantages, or (B, T) where the token term is credit of its tokens."""
+        how: ispo_options.How = {"scale": self.scale, "eps": self.eps, "std_floor": self.std_floor}
+        if not self.needs:
+            return grpo.advantages(extrinsic_B, batch.group_B, **how)
+        if self.intrinsic_cap is None:
+            values = grpo.advantages(extrinsic_B + intrinsic_B, batch.group_B, **how)
+        else:
+            values = ispo_options.normalised_apart(
+                extrinsic_B, intrinsic_B, batch.group_B, cap=self.intrinsic_cap, **how
             )
-        return outcome_B
+        if credit_BT is not None:
+            cap = torch.inf if self.intrinsic_cap is None else self.intrinsic_cap
+            added_BT = (self.lambda_token * credit_BT.nan_to_num(nan=0.0)).clamp(-cap, cap)
+            values = (values[:, None] + added_BT) * (batch.mask_BT & ~extrinsic_B.isnan()[:, None])
+        if self.all_wrong_weight != 1:
+            wrong_B = ispo_options.all_wrong(outcome_B, batch.group_B)
+            weight_B = torch.where(wrong_B, self.all_wrong_weight, 1.0)
+            values = values * (weight_B if values.dim() == 1 else weight_B[:, None])
+        return clamp_to_outcome(values, outcome_B, batch.group_B) if self.preserve_sign else values
 
-    def _ifd(self, signals: Signals, outcome_B: Tensor, metrics: Metrics) -> tuple[Tensor, Tensor]:
+    def _ifd(self, batch: CreditBatch, outcome_B: Tensor, metrics: Metrics) -> tuple[Tensor, Tensor]:
         """(B,) IFD and (B,) bool, where it was not finite and became 0; fills in the metrics."""
         names = ("answer_logp_BA", "ablated_answer_logp_BA", "answer_BA")
-        with_BA, without_BA, answer_BA = _measured(signals, *names)
+        with_BA, without_BA, answer_BA = measured("ISPO", batch.signals, *names)
         ifd_B = conditional_ifd(with_BA, without_BA, answer_BA)
         broken_B, answered_B = ~ifd_B.isfinite(), answer_BA.any(dim=1)
         metrics["ispo/no_answer"] = _mean(~answered_B)
         metrics["ispo/ifd_right"] = _mean(ifd_B, (outcome_B >= 0.5) & answered_B & ~broken_B)
         metrics["ispo/ifd_wrong"] = _mean(ifd_B, (outcome_B < 0.5) & answered_B & ~broken_B)
-        return ifd_B.masked_fill(broken_B, 0), broken_B
+        unused_B = broken_B
+        if not self.all_wrong_ifd:
+            unused_B = unused_B | ispo_options.all_wrong(outcome_B, batch.group_B)
+        if not self.ifd_where_answers_coincide:
+            (ids_BA,) = measured("ISPO", batch.signals, "answer_ids_BA")
+            same_B = ispo_options.answers_coincide(ids_BA, answer_BA, batch.group_B)
+            metrics["ispo/answers_coincide"] = _mean(same_B)
+            unused_B = unused_B | same_B
+        return ifd_B.masked_fill(unused_B, 0), broken_B
 
-    def _token(self, batch: CreditBatch, outcome_B: Tensor, metrics: Metrics) -> tuple[Tensor, ...]:
-        """(B,) token reward, (B, T) critical and (B,) where signals were not finite; fills in the metrics."""
-        entropy_BT, logp_BT = _measured(batch.signals, "entropy_BT", "logp_BT")
+    def _token(
+        self, batch: CreditBatch, outcome_B: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """(B,) token reward, (B, T) token credit where asked for, (B, T) critical and (B,) where signals were
+        not finite; fills in the metrics."""
+        entropy_BT, logp_BT = measured("ISPO", batch.signals, "entropy_BT", "logp_BT")
+        critical_BT, broken_B = self._critical(batch, entropy_BT, logp_BT, metrics)
+        right_B, wrong_B = outcome_B >= 0.5, outcome_B < 0.5
+        wrong_BT = critical_BT & wrong_B[:, None]
+        hinge = self.hinge
+        if self.hinge_quantile is not None:
+            hinge = ispo_options.measured_hinge(entropy_BT, wrong_BT, self.hinge_quantile, self.hinge)
+            metrics["ispo/hinge"] = hinge
+        shaping = {"alpha": self.alpha, "beta": self.beta, "hinge": hinge}
+        token_B = token_reward(
+            entropy_BT, logp_BT, critical_BT, outcome_B, symmetric=self.symmetric, **shaping
+        )
+        metrics["ispo/empty_critical"] = _mean(~critical_BT.any(dim=1))
+        metrics["ispo/token_reward_right"] = _mean(token_B, right_B)
+        metrics["ispo/token_reward_wrong"] = _mean(token_B, wrong_B)
+        metrics["ispo/hinge_active"] = _mean(entropy_BT < hinge, wrong_BT)
+        metrics["certainty/entropy_critical_right"] = _mean(entropy_BT, critical_BT & right_B[:, None])
+        metrics["certainty/entropy_critical_wrong"] = _mean(entropy_BT, wrong_BT)
+        same_B = same_outcome(outcome_B, batch.group_B)
+        if self.token_baseline:
+            token_B = ispo_options.less_same_outcome(token_B, critical_BT.any(dim=1), same_B)
+        credit_BT = None
+        if self.per_token:
+            calm_B = wrong_B if self.symmetric == "none" else wrong_B.new_full((), self.symmetric == "wrong")
+            worth_BT = hinged_entropy(entropy_BT, **shaping)
+            credit_BT = self.token_credit_of(entropy_BT, logp_BT, worth_BT, critical_BT, calm_B, same_B)
+        return token_B, credit_BT, critical_BT, broken_B
+
+    def _critical(
+        self, batch: CreditBatch, entropy_BT: Tensor, logp_BT: Tensor, metrics: Metrics
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T) bool, critical, and (B,) bool, where signals were not finite; fills in the metrics."""
         thinking_BT = batch.signals.thinking_BT
         eligible_BT = batch.mask_BT if thinking_BT is None else batch.mask_BT & thinking_BT
         sound_BT, base_BT, drift_BT = entropy_BT.isfinite() & logp_BT.isfinite(), None, None
         if self.combine != "entropy":
-            (base_BT,) = _measured(batch.signals, "base_logp_BT")
+            (base_BT,) = measured("ISPO", batch.signals, "base_logp_BT")
             sound_BT = sound_BT & base_BT.isfinite()
         broken_B = (eligible_BT & ~sound_BT).any(dim=1)
         eligible_BT = eligible_BT & ~broken_B[:, None]
@@ -362,30 +409,10 @@ class ISPO:
         if base_BT is not None:
             drift_BT = drifted_tokens(logp_BT, base_BT, eligible_BT, drift_threshold=self.drift_threshold)
             metrics["ispo/drift_set"] = _mean(drift_BT, eligible_BT)
-        critical_BT = _combined(top_BT, drift_BT, self.combine)
-        shaping = {"alpha": self.alpha, "beta": self.beta, "hinge": self.hinge}
-        token_B = token_reward(
-            entropy_BT, logp_BT, critical_BT, outcome_B, symmetric=self.symmetric, **shaping
-        )
-        right_B, wrong_B = outcome_B >= 0.5, outcome_B < 0.5
+        critical_BT = combined(top_BT, drift_BT, self.combine)
         metrics["ispo/entropy_set"] = _mean(top_BT, eligible_BT)
         metrics["ispo/critical_set"] = _mean(critical_BT, eligible_BT)
-        metrics["ispo/empty_critical"] = _mean(~critical_BT.any(dim=1))
-        metrics["ispo/token_reward_right"] = _mean(token_B, right_B)
-        metrics["ispo/token_reward_wrong"] = _mean(token_B, wrong_B)
-        metrics["ispo/hinge_active"] = _mean(entropy_BT < self.hinge, critical_BT & wrong_B[:, None])
-        metrics["certainty/entropy_critical_right"] = _mean(entropy_BT, critical_BT & right_B[:, None])
-        metrics["certainty/entropy_critical_wrong"] = _mean(entropy_BT, critical_BT & wrong_B[:, None])
-        return token_B, critical_BT, broken_B
-
-
-def _measured(signals: Signals, *names: str) -> list[Tensor]:
-    """The named signals, all of which must have been measured."""
-    found = [getattr(signals, name) for name in names]
-    missing = [name for name, signal in zip(names, found, strict=True) if signal is None]
-    if missing:
-        raise ValueError(f"ISPO was handed no {', '.join(missing)}: measure all that its `needs` names")
-    return [signal.detach() for signal in found]
+        return critical_BT, broken_B
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

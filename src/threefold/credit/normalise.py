@@ -14,7 +14,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-4) -> Tensor:
+def zscore(
+    values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-4, std_floor: float = 0.0
+) -> Tensor:
     """How many standard deviations a value lies above the mean of its group: (v - mean) / (std + eps).
 
     Args:
@@ -23,6 +25,7 @@ def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-
         ddof: What is taken off the count in the variance: 1 unbiased (TRL's choice), 0 for the population's.
         eps: Added to the standard deviation, in units of the values. It is also a soft floor: a group whose
             spread is far below it gets scores far below 1.
+        std_floor: The standard deviation counts as at least this, in units of the values: a hard floor.
 
     Returns:
         (B,) scores; 0 for NaN, and for a group with no more than `ddof` values, whose deviation is undefined.
@@ -33,6 +36,8 @@ def zscore(values_B: Tensor, group_B: Tensor, *, ddof: int = 1, eps: float = 1e-
     values_B = _floating(values_B)
     values_NG, row_B, _ = _rows(values_B, group_B)
     mean_N, std_N = torch.nanmean(values_NG, dim=1), nan_std(values_NG, ddof=ddof)
+    if std_floor:
+        std_N = std_N.clamp(min=std_floor)
     return torch.nan_to_num((values_B - mean_N[row_B]) / (std_N[row_B] + eps), nan=0.0)
 
 
@@ -119,25 +124,27 @@ def dead_groups(rewards_B: Tensor, group_B: Tensor, *, tol: float = 0.0) -> Tens
 
 
 @torch.no_grad()
-def clamp_to_outcome(values_B: Tensor, outcome_B: Tensor, group_B: Tensor) -> Tensor:
+def clamp_to_outcome(values: Tensor, outcome_B: Tensor, group_B: Tensor) -> Tensor:
     """Keep right episodes at or above their group's mean, and wrong ones at or below, where a group has both.
 
     Args:
-        values_B: (B,) advantages.
+        values: (B,) or (B, T) advantages.
         outcome_B: (B,) outcomes in [0, 1], right from 0.5; NaN is neither.
         group_B: (B,) group of each episode, any integers.
 
     Returns:
-        (B,) advantages, those of right episodes >= 0 and of wrong ones <= 0; other groups are left alone.
+        Advantages, those of right episodes >= 0 and of wrong ones <= 0; other groups are left alone.
 
     Raises:
-        ValueError: The arguments are not vectors of one length.
+        ValueError: The arguments are not of one length.
     """
-    _same_length(outcome_B, values_B, "values_B")
+    _same_length(outcome_B, values if values.ndim == 1 else values[:, 0], "values")
     right_B, wrong_B = outcome_B >= 0.5, outcome_B < 0.5
     mixed_B = ~dead_groups(right_B.float().masked_fill(outcome_B.isnan(), torch.nan), group_B)
-    values_B = torch.where(mixed_B & right_B, values_B.clamp(min=0), values_B)
-    return torch.where(mixed_B & wrong_B, values_B.clamp(max=0), values_B)
+    up_B, down_B = mixed_B & right_B, mixed_B & wrong_B
+    if values.ndim == 2:
+        up_B, down_B = up_B[:, None], down_B[:, None]
+    return torch.where(down_B, values.clamp(max=0), torch.where(up_B, values.clamp(min=0), values))
 
 
 @torch.no_grad()
@@ -160,6 +167,30 @@ def group_std(values_B: Tensor, group_B: Tensor, *, ddof: int = 1) -> Tensor:
     """
     values_NG, row_B, _ = _rows(_floating(values_B), group_B)
     return nan_std(values_NG, ddof=ddof)[row_B]
+
+
+@torch.no_grad()
+def group_max(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """(B,) largest of the values in each one's group, without NaN; NaN in a group that has none.
+
+    Raises:
+        ValueError: The arguments are not two vectors of one length.
+    """
+    values_NG, row_B, _ = _rows(_floating(values_B), group_B)
+    empty_N = values_NG.isnan().all(dim=1)
+    top_N = values_NG.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amax(dim=1)
+    return top_N.masked_fill(empty_N, torch.nan)[row_B]
+
+
+@torch.no_grad()
+def group_size(values_B: Tensor, group_B: Tensor) -> Tensor:
+    """(B,) how many values each one's group has, without NaN; at least 1, so that it can divide.
+
+    Raises:
+        ValueError: The arguments are not two vectors of one length.
+    """
+    values_NG, row_B, _ = _rows(_floating(values_B), group_B)
+    return (~values_NG.isnan()).sum(dim=1).clamp(min=1)[row_B]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch
-from threefold.credit.ispo import critical_tokens, high_entropy_tokens
+from threefold.credit.critical_tokens import critical_tokens, high_entropy_tokens
 from threefold.credit.normalise import dead_groups
 from threefold.evaluation.calibration import brier, expected_calibration_error
 from threefold.signals import AnswerTokens
@@ -151,9 +151,11 @@ def in_words(figures: dict[str, float], method: str) -> str:
     if dead:
         parts[0] += f" ({dead - right} all wrong, {right} all right)"
     still_dead = round(figures["signal/dead_composite@0"] * groups)
+    share = figures.get("signal/gradient_share_dead", 0.0)
     if dead > still_dead:
-        share = figures.get("signal/gradient_share_dead", 0.0)
         parts.append(f"{method} revived {dead - still_dead}, {share:.0%} of the gradient's weight")
+    elif share:  # by advantages that are not differences of rewards, such as those of single tokens
+        parts.append(f"{method} gave them {share:.0%} of the gradient's weight")
     if figures["signal/unscorable"]:
         parts.append(f"{figures['signal/unscorable']:.0%} of the episodes could not be scored")
     if not figures["signal/effective_tokens"]:

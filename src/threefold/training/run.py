@@ -230,7 +230,7 @@ def _trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) ->
         "temperature": training.temperature,
         "mask_truncated_completions": training.mask_truncated,
         "gradient_checkpointing": training.gradient_checkpointing,
-        "scale_rewards": recipe.credit.scale,
+        "scale_rewards": recipe.credit.scale or "group",
         "reward_weights": [1.0, recipe.credit.format_weight] if recipe.credit.format_weight else None,
         "save_strategy": "steps",
         "save_steps": training.save_every or training.steps * plan.updates_per_step,

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
 from threefold.credit import grpo as grpo_credit
+from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
@@ -184,6 +185,20 @@ class ThreefoldTrainer(TrlSeam):
         if self.credit is None:
             return
         self.credit.check(self.reward_func_names, self.num_generations)
+        check_loss(
+            self.credit,
+            loss=self.loss_type,
+            ratio=self.importance_sampling_level,
+            off_policy_mask=self.off_policy_mask_threshold,
+        )
+        if "self_certainty" in self.credit.needs:
+            self._check_certainty()
+        columns = getattr(self.train_dataset, "column_names", None)
+        if "reference_answer" in self.credit.needs and columns is not None and "answer" not in columns:
+            raise ValueError(
+                f"{type(self.credit).__name__} reads the true answer from a column 'answer', and the dataset "
+                f"has {', '.join(columns)}; rename one of them"
+            )
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
                 f"multi_objective_aggregation={self.multi_objective_aggregation!r} belongs to TRL's own "
@@ -342,6 +357,11 @@ class ThreefoldTrainer(TrlSeam):
             with self._as_base() as base:
                 return self._score(base, input_ids, attention_mask, keep, compute_entropy=False)
 
+        def score_certainty(
+            input_ids: Tensor, attention_mask: Tensor, keep: int
+        ) -> tuple[Tensor, Tensor | None, Tensor]:
+            return self._score_certainty(self.model, input_ids, attention_mask, keep)
+
         needs = self._needs()
         if needs and "pixel_values" in output:
             raise ValueError(
@@ -361,7 +381,14 @@ class ThreefoldTrainer(TrlSeam):
             policy_scores=self._policy_scores(generation),
             base_logp_BT=self._reference_scores(generation),
             every_row=self.accelerator.num_processes > 1,
+            score_certainty=score_certainty,
+            reference_ids=self._reference_ids(generation) if "reference_answer" in needs else None,
         )
+
+    def _reference_ids(self, generation: Generation) -> list[list[int]]:
+        """Token ids of each row's true answer, from the dataset's column "answer"."""
+        texts = [str(row["answer"]) for row in generation.inputs]
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def _gather_batch(
         self,
@@ -386,6 +413,7 @@ class ThreefoldTrainer(TrlSeam):
             turn_BT=self._gather(turn_BT, fill=-1),
             signals=Signals(**gathered),
             truncated_B=self._gather(torch.tensor(truncated, device=mask_BT.device)),
+            step=self.state.global_step,
         )
 
     def _gather(self, value: Tensor, fill: int = 0) -> Tensor:

@@ -323,6 +323,47 @@ class TrlSeam(GRPOTrainer):
             )
         return logp, entropy
 
+    def _score_certainty(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`_score` with logsumexp(z) - mean z of the logits z as a third, (B, keep), in the same forward.
+
+        TRL's fused head never holds all logits, and neither does this: with h the last hidden state and W the
+        head, mean z = h . mean_j W_j and logsumexp(z) = h . W_y - log p(y).
+        """
+        unwrapped = self.accelerator.unwrap_model(model)
+        inner = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        head = inner.get_output_embeddings()
+        bias = head.bias if head.bias is not None else head.weight.new_zeros(len(head.weight))
+        mean_weight, mean_bias = head.weight.mean(dim=0, dtype=torch.float32), bias.float().mean()
+        above_mean: list[Tensor] = []
+
+        def watch(_: Any, __: Any, inputs: dict[str, Any], output: Any) -> None:
+            hidden = output.last_hidden_state[:, -keep - 1 : -1].float()
+            target = inputs["input_ids"][:, -keep:]
+            logit = (hidden * head.weight[target].float()).sum(dim=-1) + bias[target].float()
+            above_mean.append((logit - hidden @ mean_weight - mean_bias) / self.temperature)
+
+        hook = inner.base_model.register_forward_hook(watch, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                logp, entropy = self._score(model, input_ids, attention_mask, keep, compute_entropy=True)
+        finally:
+            hook.remove()
+        return logp, entropy, torch.cat(above_mean) - logp
+
+    def _check_certainty(self) -> None:
+        """Raise ValueError for models whose logits are more than a linear head's, or whose head is
+        sharded."""
+        text = self.model.config.get_text_config()
+        fields = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier")
+        changed = [f for f in (*fields, "logits_scaling") if getattr(text, f, None) not in (None, 1, 1.0)]
+        if changed or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            why = f"the model's config sets {', '.join(changed)}" if changed else "the model is sharded"
+            raise ValueError(
+                f"self-certainty is read off a whole linear head, and {why}; choose another method or model"
+            )
+
     @contextmanager
     def _turn_limit(self, max_new_tokens: int) -> Iterator[None]:
         """Bound one turn's generation, whichever backend generates."""

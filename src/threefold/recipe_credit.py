@@ -1,0 +1,161 @@
+"""The credit section of a recipe: a method's name, and the settings of that method.
+
+A method is an estimator with the settings that its name stands for, and its keys are the estimator's own
+fields. So a recipe can set what the method has and nothing else: a key of another method is refused with the
+methods that it belongs to, and a key that is left out has the method's own value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from threefold.credit import CreditEstimator
+from threefold.credit.dr_grpo import DrGRPO
+from threefold.credit.grpo import GRPO
+from threefold.credit.gtpo import GRPOS, GTPO
+from threefold.credit.ispo import ISPO
+from threefold.credit.lens import LENS
+from threefold.credit.ngrpo import NGRPO
+from threefold.credit.reference_answer import ReferenceAnswer
+from threefold.credit.rl_zvp import RLZVP
+from threefold.credit.self_certainty import SelfCertainty
+
+OUTCOME = "accuracy"
+"""Name of the reward function that a recipe's outcome comes from."""
+
+METHODS: Mapping[str, Any] = {
+    "none": None,
+    "grpo": GRPO(),
+    "dr_grpo": DrGRPO(),
+    "rl_zvp": RLZVP(OUTCOME),
+    "ngrpo": NGRPO(),
+    "lens": LENS(OUTCOME),
+    "gtpo": GTPO(OUTCOME),
+    "grpo_s": GRPOS(OUTCOME),
+    "self_certainty": SelfCertainty(),
+    "reference_answer": ReferenceAnswer(),
+    "ispo-paper": ISPO.paper(OUTCOME),
+    "ispo": ISPO.recommended(OUTCOME),
+}
+"""What each name stands for; "none" keeps TRL's own advantages."""
+
+
+def method_settings(method: str) -> dict[str, Any]:
+    """The keys of a method, with its own values."""
+    estimator = METHODS[method]
+    if estimator is None:
+        return {"scale": "group"}
+    fields = (field.name for field in dataclasses.fields(estimator))
+    return {name: getattr(estimator, name) for name in fields if name != "outcome"}
+
+
+class Credit(BaseModel):
+    """Who deserves what. A key that is None has the method's own value; see `METHODS`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal[
+        "none",
+        "grpo",
+        "dr_grpo",
+        "rl_zvp",
+        "ngrpo",
+        "lens",
+        "gtpo",
+        "grpo_s",
+        "self_certainty",
+        "reference_answer",
+        "ispo-paper",
+        "ispo",
+    ] = "grpo"
+    """"none" keeps TRL's own advantages; "grpo" computes the same ones here."""
+    format_weight: float = Field(0.0, ge=0)
+    """Weight of an extra reward for answering in the asked format, whatever the method; 0 adds none."""
+
+    # Several methods
+    scale: Literal["group", "batch", "none"] | None = None
+    eps: float | None = Field(None, gt=0)
+    alpha: float | None = Field(None, ge=0)
+    outcome_weight: float | None = Field(None, ge=0)
+    entropy_weight: float | None = Field(None, ge=0)
+    # One method
+    max_reward: float | None = None
+    normalise: Literal["apart", "joint"] | None = None
+    # ISPO's paper
+    lambda_ifd: float | None = Field(None, ge=0)
+    lambda_token: float | None = Field(None, ge=0)
+    top_fraction: float | None = Field(None, gt=0, le=1)
+    drift_threshold: float | None = Field(None, ge=0)
+    combine: Literal["intersection", "entropy", "drift", "union"] | None = None
+    hinge: float | None = Field(None, ge=0)
+    beta: float | None = Field(None, ge=0)
+    symmetric: Literal["none", "correct", "wrong"] | None = None
+    # Our answers to ISPO's traps
+    std_floor: float | None = Field(None, ge=0)
+    intrinsic_cap: float | None = Field(None, gt=0)
+    ifd_where_answers_coincide: bool | None = None
+    all_wrong_ifd: bool | None = None
+    all_wrong_weight: float | None = Field(None, ge=0)
+    preserve_sign: bool | None = None
+    token_baseline: bool | None = None
+    entropy_target: float | None = Field(None, ge=0)
+    hinge_quantile: float | None = Field(None, gt=0, le=1)
+    token_credit: bool | None = None
+    noise_control: Literal["shuffle", "gaussian"] | None = None
+    noise_seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """Fill in the method's own values; what is written in the recipe stays, an explicit null too."""
+        if not isinstance(data, Mapping) or data.get("method", "grpo") not in METHODS:
+            return data
+        return {**method_settings(data.get("method", "grpo")), **data}
+
+    @model_validator(mode="after")
+    def _refuse_keys_of_others(self) -> Credit:
+        own = method_settings(self.method)
+        foreign = [
+            name
+            for name in sorted(self.model_fields_set - own.keys() - {"method", "format_weight"})
+            if getattr(self, name) is not None
+        ]
+        if foreign:
+            raise ValueError("; ".join(_whose(name, self.method) for name in foreign))
+        for name, value in own.items():
+            if getattr(self, name) is None and value is not None and name not in _OFF_WHEN_NONE:
+                raise ValueError(f"{name} is null; leave it out for the method's own value {value!r}")
+        return self
+
+    @model_serializer
+    def _own_keys(self) -> dict[str, Any]:
+        """The method's keys alone, so that the complete recipe shows what counts."""
+        names = ["method", "format_weight", *method_settings(self.method)]
+        return {name: getattr(self, name) for name in names}
+
+
+_OFF_WHEN_NONE = {name for name, value in method_settings("ispo-paper").items() if value is None}
+"""Options that are off where they are None."""
+
+
+def _whose(name: str, method: str) -> str:
+    owners = [other for other in METHODS if name in method_settings(other)]
+    own = ", ".join(method_settings(method)) or "none"
+    return f"{name} belongs to the method(s) {', '.join(owners)}, not to {method!r} (its keys: {own})"
+
+
+def build_credit(credit: Credit) -> CreditEstimator | None:
+    """The estimator that a recipe names; None keeps TRL's own advantages.
+
+    Raises:
+        ValueError: Settings that do not go together; the message names them.
+    """
+    estimator = METHODS[credit.method]
+    if estimator is None:
+        return None
+    settings = {name: getattr(credit, name) for name in method_settings(credit.method)}
+    return dataclasses.replace(estimator, **settings)

@@ -1,0 +1,61 @@
+"""Every method that a recipe can name trains a tiny model; every misfit is refused before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from threefold import ISPO
+from threefold.credit.gtpo import GTPO
+from threefold.credit.rl_zvp import RLZVP
+from threefold.recipe_credit import METHODS
+
+OUTCOME = "digit"
+
+
+def estimator_of(method: str):
+    estimator = METHODS[method]
+    has_outcome = estimator is not None and hasattr(estimator, "outcome")
+    return dataclasses.replace(estimator, outcome=OUTCOME) if has_outcome else estimator
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_and_says_what_it_did(build, tmp_path, method) -> None:
+    credit = estimator_of(method)
+    loss = getattr(credit, "loss", "dapo")
+    args = {"max_steps": 2, "loss_type": loss}
+    trainer = build(credit=credit, args=args, answer_format=r"([0-9])", run_dir=tmp_path / "run")
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert all(math.isfinite(line["loss"]) for line in lines)
+    assert any((p != b).any() for p, b in zip(trainer.model.parameters(), before, strict=True))
+    assert len((tmp_path / "run" / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()) == 32
+
+
+def test_our_options_of_ispo_train_per_token(build) -> None:
+    credit = dataclasses.replace(
+        ISPO.recommended(OUTCOME), combine="entropy", token_credit=True, entropy_target=1.0
+    )
+    trainer = build(credit=credit, args={"max_steps": 2}, answer_format=r"([0-9])")
+    trainer.train()
+    assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+
+
+@pytest.mark.parametrize(
+    ("credit", "args", "message"),
+    [
+        (RLZVP(OUTCOME), {"loss_type": "vespo"}, "'vespo' weighs a whole row"),
+        (GTPO(OUTCOME), {"importance_sampling_level": "sequence"}, "the row's mean advantage"),
+        (ISPO(OUTCOME, token_credit=True), {"off_policy_mask_threshold": 0.5}, "off_policy_mask_threshold"),
+        (METHODS["dr_grpo"], {"loss_type": "dapo"}, "DrGRPO goes with the loss 'dr_grpo'"),
+        (RLZVP("digits"), {}, "RL-ZVP's outcome is 'digits', did you mean 'digit'"),
+    ],
+)
+def test_a_misfit_is_refused_before_the_first_step(build, credit, args, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(credit=credit, args=args)
