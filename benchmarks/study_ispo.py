@@ -32,7 +32,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/study-ispo.yaml"
 SAMPLING = "training.dynamic_sampling.max_rounds=3"
-NOISE = "credit.noise_control=shuffle"
+NOISE = ["credit.noise_control=shuffle", "credit.noise_seed={seed}"]
 
 ARMS: dict[str, list[str]] = {
     "grpo": [],
@@ -43,9 +43,9 @@ ARMS: dict[str, list[str]] = {
     "ngrpo": ["credit.method=ngrpo"],
     "lens": ["credit.method=lens"],
     "ispo-paper": ["credit.method=ispo-paper"],
-    "ispo-paper-noise": ["credit.method=ispo-paper", NOISE],
+    "ispo-paper-noise": ["credit.method=ispo-paper", *NOISE],
     "ispo": ["credit.method=ispo"],
-    "ispo-noise": ["credit.method=ispo", NOISE],
+    "ispo-noise": ["credit.method=ispo", *NOISE],
 }
 """Overrides by arm. "dapo" is GRPO with dynamic sampling until it has generated as many episodes as the other
 arms (so it makes fewer updates), "dapo-steps" the same for as many updates (so it generates more)."""
@@ -98,7 +98,7 @@ def overrides(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
     for key in ("steps", "prompts_per_step", "group_size"):
         training[key] = int(settings.get(f"training.{key}", training[key]))
     episodes = training["steps"] * training["prompts_per_step"] * training["group_size"]
-    own = [word.format(episodes=episodes) for word in ARMS[arm]]
+    own = [word.format(episodes=episodes, seed=seed) for word in ARMS[arm]]
     return [*common, *own, f"run.seed={seed}", f"run.dir={folder(options, arm, seed)}"]
 
 

@@ -81,9 +81,11 @@ class Evaluation:
     difficulties: tuple[str, ...] = ()
     """Of each problem; empty in records of an older version."""
 
-    def calibration(self, score: str = "strict") -> Calibration | None:
-        """Confidence against correctness by one of the scores, over all samples; None where there is none."""
-        if not self.confidences or score not in self.outcomes:
+    def calibration(self, score: str | None = None) -> Calibration | None:
+        """Confidence against correctness by one of the scores, the first by default; None where no confidence
+        was measured."""
+        score = score or next(iter(self.outcomes))
+        if not self.confidences:
             return None
         return calibrate(
             [c for row in self.confidences for c in row], [r for row in self.outcomes[score] for r in row]
@@ -121,7 +123,8 @@ class Evaluation:
             "scoring_failures": len(self.failures),
         }
 
-    def _calibration_json(self, score: str = "strict") -> dict[str, Any]:
+    def _calibration_json(self) -> dict[str, Any]:
+        score = next(iter(self.outcomes))
         overall = self.calibration(score)
         if overall is None:
             return {}
