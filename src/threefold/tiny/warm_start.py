@@ -37,7 +37,7 @@ CONTEXT = 128
 class WarmStart:
     """What the supervised training does; a change is another model in the cache."""
 
-    steps: int = 700
+    steps: int = 550
     batch_size: int = 32
     learning_rate: float = 3e-3
     """Reached after `warmup` steps, then a cosine down to a twentieth."""
@@ -46,7 +46,7 @@ class WarmStart:
     direct: float = 0.03
     """Share of the demonstrations that state the answer without reasoning."""
     mix: Mapping[str, float] = field(
-        default_factory=lambda: {"add1": 0.25, "add22": 0.4, "add33": 0.25, "add44": 0.07, "add55": 0.03}
+        default_factory=lambda: {"add1": 0.15, "add22": 0.3, "add33": 0.3, "add44": 0.17, "add55": 0.08}
     )
     """Share of each level among the demonstrations, all of the training split."""
     hidden: int = 128

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from threefold.answers import AnswerFormat, answer_format
-from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
+from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
 from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment
@@ -335,11 +335,11 @@ class ThreefoldTrainer(TrlSeam):
         values = advantages.values[local]
         return values[:, : mask_BT.size(1)] if values.dim() == 2 else values
 
-    def _needs(self) -> frozenset:
-        needs = self.credit.needs if self.credit is not None else frozenset()
+    def _needs(self) -> frozenset[Signal]:
+        needs: set[Signal] = set(self.credit.needs) if self.credit is not None else set()
         if self.signals_every and self.state.global_step % self.signals_every == 0:
-            needs = needs | {"policy"} | ({"base"} if self.signals_base else set())
-        return needs
+            needs |= {"policy", "base"} if self.signals_base else {"policy"}
+        return frozenset(needs)
 
     def _measure(
         self,
