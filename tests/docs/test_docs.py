@@ -112,6 +112,9 @@ def test_recipe_page_lists_every_key_with_its_default() -> None:
     lora = Recipe.model_validate({"model": {"lora": {}}}).model.lora
     assert lora is not None
     wanted |= {f"model.lora.{key}": value for key, value in lora.model_dump().items()}
+    sampling = Recipe.model_validate({"training": {"dynamic_sampling": {}}}).training.dynamic_sampling
+    assert sampling is not None
+    wanted |= {f"training.dynamic_sampling.{key}": value for key, value in sampling.model_dump().items()}
     assert rows.keys() == wanted.keys()
     for key, default in wanted.items():
         shown = yaml.safe_load(rows[key])
@@ -157,7 +160,8 @@ def credited_metrics() -> set[str]:
         ),
     )
     advantages = ISPO(outcome="accuracy", noise_control="shuffle").assign(batch)
-    names = set(diagnose(batch, advantages, outcome_B)) | set(advantages.metrics)
+    logp_B = batch.signals.answer_logp_BA.sum(dim=1)
+    names = set(diagnose(batch, advantages, outcome_B, answer_logp_B=logp_B)) | set(advantages.metrics)
     for estimator in METHODS.values():
         names |= set(estimator.assign(batch).metrics) if estimator is not None else set()
     assert {"ispo/noise_moved", "ispo/hinge", "lens/penalty_wrong", "gtpo/non_finite_signals"} <= names

@@ -148,6 +148,30 @@ def test_json_has_the_summary_and_nothing_that_json_cannot_hold(run):
         result.samples = 5
 
 
+def test_confidence_is_held_against_the_first_score_and_survives_the_record(run):
+    def sure(sample):
+        """No confidence in a sample that begins with a digit; else that of its first token."""
+        return None if sample.token_ids[0] > 27 else float(np.exp(sample.logprobs[0]))
+
+    result = run(samples=4, confidence=sure)
+    flat = [c for row in result.confidences for c in row]
+    right = [r for row in result.outcomes["contains"] for r in row]
+    pairs = [(c, r) for c, r in zip(flat, right, strict=True) if c is not None]
+    assert 0 < len(pairs) < 20
+    found = result.calibration()
+    assert (found.samples, found.no_answer) == (len(pairs), 20 - len(pairs))
+    assert found.brier == pytest.approx(np.mean([(c - r) ** 2 for c, r in pairs]))
+    written = json.loads(json.dumps(result.to_json(), allow_nan=False))["calibration"]
+    assert written["score"] == "contains"
+    assert sum(level["samples"] for level in written["by_difficulty"].values()) <= len(pairs)
+    assert set(written["by_difficulty"]) <= {"easy", "hard"}
+    again = type(result).from_record(json.loads(json.dumps(result.to_record())))
+    assert again.calibration() == found
+    older = {k: v for k, v in result.to_record().items() if k not in ("confidences", "difficulties")}
+    assert type(result).from_record(older).calibration() is None
+    assert run(samples=4).calibration() is None
+
+
 def test_a_scorer_that_fails_on_one_answer_loses_only_that_answer(run, caplog):
     def fragile(text, problem):
         if problem.id == "p1":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threefold.evaluation.intervals import Interval, bootstrap, paired_bootstrap
+from threefold.evaluation.intervals import Interval, bootstrap, crossed_bootstrap, paired_bootstrap
 
 finite = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
 
@@ -145,3 +145,24 @@ def test_covers_the_truth_about_as_often_as_it_says(problems, least):
         interval = bootstrap(values, resamples=1000, seed=trial, bounds=(0, 1))
         covered.append(interval.low <= 0.4 <= interval.high)
     assert least <= np.mean(covered) <= 0.98
+
+
+def test_crossed_bootstrap_covers_seeds_and_problems():
+    # Two seeds that differ and problems that do not: only the choice of seeds is left to chance.
+    interval = crossed_bootstrap([[0.0] * 50, [1.0] * 50])
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
+    # Seeds that agree: what is left is the bootstrap over problems.
+    values = np.random.default_rng(0).random(80)
+    crossed = crossed_bootstrap([values, values, values], seed=1)
+    plain = bootstrap(values, seed=2)
+    assert crossed.mean == pytest.approx(plain.mean)
+    assert crossed.low == pytest.approx(plain.low, abs=0.01)
+    assert crossed.high == pytest.approx(plain.high, abs=0.01)
+    wider = crossed_bootstrap([values, values, values], seed=1, level=0.999)
+    assert wider.low < crossed.low < crossed.high < wider.high
+
+
+@pytest.mark.parametrize("values", [[], [0.1, 0.2], [[0.1, float("nan")]]])
+def test_crossed_bootstrap_refuses_what_is_no_table(values):
+    with pytest.raises(ValueError, match="shape"):
+        crossed_bootstrap(values)

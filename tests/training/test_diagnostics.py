@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from threefold.credit import Advantages, CreditBatch, Signals
-from threefold.training.diagnostics import certainty, confidence, diagnose, in_words
+from threefold.signals import AnswerTokens
+from threefold.training.diagnostics import (
+    answer_logp,
+    certainty,
+    confidence,
+    critical_certainty,
+    diagnose,
+    in_words,
+)
 
 NAN = float("nan")
 OUTCOME_B = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
@@ -70,7 +78,32 @@ def test_certainty_by_outcome() -> None:
 def test_confidence_counts_only_answers_and_an_unscorable_episode_is_in_neither() -> None:
     logp_B = torch.tensor([0.5, 0.25, 0.1]).log()
     figures = confidence(torch.cat([logp_B, torch.tensor([NAN])]), torch.tensor([1.0, 1.0, NAN, 0.0]))
-    assert figures == {"certainty/confidence_right": pytest.approx(0.375)}
+    assert figures == {
+        "certainty/confidence_right": pytest.approx(0.375),
+        "certainty/brier": pytest.approx((0.5**2 + 0.75**2) / 2),
+        "certainty/ece": pytest.approx((0.5 + 0.75) / 2),
+    }
+
+
+def test_answers_are_scored_whole_and_only_where_they_stand() -> None:
+    logp_BT = torch.tensor([[-1.0, -0.5, -0.25], [-1.0, -2.0, -4.0]])
+    logp_B = answer_logp(logp_BT, [AnswerTokens(0, 1, 3), None])
+    assert logp_B[0] == -0.75
+    assert logp_B[1].isnan()
+
+
+def test_certainty_on_critical_tokens_is_the_papers_for_every_method() -> None:
+    """Of each row's reasoning the one token of highest entropy, where it drifted by 0.3 nats or more."""
+    drift_BT = torch.tensor([[0.0, 0.4], [0.2, 9.0], [0.5, 0.0], [0.0, 0.3], [9.0, 0.1], [0.4, 0.0]])
+    signals = Signals(
+        logp_BT=drift_BT - 5, entropy_BT=ENTROPY_BT, base_logp_BT=torch.full_like(drift_BT, -5.0)
+    )
+    # Critical: rows 0 (3.0), 2 (0.5), 3 (0.7), 5 (1.0); the highest of 1 and 4 have not drifted so far.
+    assert critical_certainty(_batch(signals=signals), OUTCOME_B) == {
+        "certainty/entropy_drifted_right": pytest.approx(3.0),
+        "certainty/entropy_drifted_wrong": pytest.approx((0.5 + 0.7 + 1.0) / 3),
+    }
+    assert critical_certainty(_batch(signals=Signals(entropy_BT=ENTROPY_BT)), OUTCOME_B) == {}
 
 
 @pytest.mark.parametrize(

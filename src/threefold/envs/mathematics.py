@@ -15,6 +15,7 @@ from threefold.envs.verifier import verify
 
 __all__ = [
     "ARITHMETIC",
+    "BARE",
     "GENERIC",
     "QWEN_MATH",
     "SMALL",
@@ -178,7 +179,10 @@ ARITHMETIC = PromptStyle(
 )
 """The shortest prompt that shows a small model what is wanted of a bare sum; for the embedded default
 problems."""
+BARE = PromptStyle(question_template="{question}")
+"""The question alone, for a model that knows nothing else: the tiny one."""
 STYLES: Mapping[str, PromptStyle] = {
+    "bare": BARE,
     "generic": GENERIC,
     "small": SMALL,
     "arithmetic": ARITHMETIC,

@@ -38,7 +38,7 @@ class Level:
         return math.prod(map(len, self.operands))
 
 
-_ONE, _TWO, _THREE = range(1, 10), range(10, 100), range(100, 1000)
+_ONE, _TWO, _THREE, _FOUR, _FIVE = (range(10**digits, 10 ** (digits + 1)) for digits in range(5))
 LEVELS: Mapping[str, Level] = {
     "add1": Level("+", (_ONE, _ONE)),
     "mul1": Level("*", (range(2, 10), range(2, 10))),
@@ -48,6 +48,9 @@ LEVELS: Mapping[str, Level] = {
     "sub22": Level("-", (_TWO, _TWO), ordered=True),
     "mul21": Level("*", (_TWO, range(2, 10))),
     "add333": Level("+", (_THREE, _THREE, _THREE)),
+    "add33": Level("+", (_THREE, _THREE)),
+    "add44": Level("+", (_FOUR, _FOUR)),
+    "add55": Level("+", (_FIVE, _FIVE)),
 }
 """The levels by name; the digits tell how long the operands are. Names and ranges are part of the public
 record."""

@@ -13,9 +13,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from threefold.evaluation.evaluate import Evaluation, evaluate
-from threefold.models import load_model
+from threefold.models import TINY, load_model
 from threefold.recipe import Recipe, RecipeError, load_recipe, parse_recipe
-from threefold.tasks import held_out_problems, questioner
+from threefold.tasks import ARITHMETIC, TINY_ARITHMETIC, held_out_problems, questioner
 
 
 def evaluate_model(options: Namespace) -> dict[str, Any]:
@@ -32,7 +32,11 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     from threefold.rollout.samplers.transformers import TransformersSampler
 
     _check(options)
-    recipe, folder = _find(options.model)
+    recipe, folder = _find(options.model, options.data)
+    if options.split is not None:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"test_split": options.split})}
+        )
     max_tokens = options.max_tokens or (recipe.training.max_completion_tokens if folder else 512)
     ask = questioner(recipe, folder)
     problems = held_out_problems(recipe, options.problems, options.data)
@@ -52,6 +56,7 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
                     problems,
                     prompt=ask.prompt_ids,
                     score=ask.scores,
+                    confidence=ask.confidence,
                     temperature=temperature,
                     samples=samples,
                     ks=ks,
@@ -81,11 +86,13 @@ def _check(options: Namespace) -> None:
         raise RecipeError(f"--k {too_large[0]} needs 1 <= k <= --samples, which is {options.samples}")
 
 
-def _find(name: str) -> tuple[Recipe, str | None]:
+def _find(name: str, problems: str | None) -> tuple[Recipe, str | None]:
     """The recipe to ask as, and the folder of trained weights where `name` is a run directory."""
     path = Path(name)
     if not (path / "config.yaml").exists():
-        return parse_recipe({"model": {"name": name}}), None
+        # The way of asking depends on the problems; the tiny model knows one kind alone.
+        default = TINY_ARITHMETIC if name == TINY else ARITHMETIC
+        return parse_recipe({"model": {"name": name}, "data": {"train": problems or default}}), None
     recipe = load_recipe(path / "config.yaml")
     if (path / "model").is_dir():
         return recipe, str(path / "model")
@@ -135,6 +142,14 @@ def _print(results: list[Evaluation]) -> None:
         console.print(
             f"  {level}: {scores['strict']:.1%} strict, {scores['last_number']:.1%} by the last number"
         )
+    for result in results:
+        if (measured := result.calibration()) is not None:
+            console.print(
+                f"calibration, {result.mode}: confidence in the answer {measured.confidence:.1%}, right "
+                f"{measured.accuracy:.1%}; Brier {measured.brier:.3f}, ECE {measured.ece_width:.3f} in bins "
+                f"of equal width, {measured.ece_mass:.3f} of equal mass; {measured.samples} samples with an "
+                f"answer, {measured.no_answer} without"
+            )
     last = results[-1]
     console.print(
         f"{last.problems} problems; 95 % intervals, bootstrapped over problems; {last.truncated:.0%} of the "

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from threefold.evaluation.calibration import Calibration, by_difficulty, calibrate
 from threefold.evaluation.intervals import Interval, bootstrap, paired_bootstrap
 from threefold.evaluation.pass_at_k import avg_at_k, pass_at_k
 from threefold.rollout.samplers import Sample, Sampler, SamplingParameters
@@ -74,6 +75,21 @@ class Evaluation:
     """Problems x samples, without special tokens."""
     failures: tuple[str, ...] = ()
     """Samples on which `score` raised: they count as wrong, and each is named here with its error."""
+    confidences: list[list[float | None]] = field(default_factory=list)
+    """Problems x samples: the probability of the answer after its reasoning, None without an answer. Empty
+    where confidence was not asked for."""
+    difficulties: tuple[str, ...] = ()
+    """Of each problem; empty in records of an older version."""
+
+    def calibration(self, score: str | None = None) -> Calibration | None:
+        """Confidence against correctness by one of the scores, the first by default; None where no confidence
+        was measured."""
+        score = score or next(iter(self.outcomes))
+        if not self.confidences:
+            return None
+        return calibrate(
+            [c for row in self.confidences for c in row], [r for row in self.outcomes[score] for r in row]
+        )
 
     @property
     def problems(self) -> int:
@@ -100,11 +116,21 @@ class Evaluation:
                 for name, at in self.pass_at.items()
             },
             "by_difficulty": self.by_difficulty,
+            **self._calibration_json(),
             "mean_length": self.mean_length,
             "truncated": self.truncated,
             "seconds": self.seconds,
             "scoring_failures": len(self.failures),
         }
+
+    def _calibration_json(self) -> dict[str, Any]:
+        score = next(iter(self.outcomes))
+        overall = self.calibration(score)
+        if overall is None:
+            return {}
+        graded = by_difficulty(self.confidences, self.outcomes[score], self.difficulties)
+        levels = {name: made.to_json(table=False) for name, made in graded.items()}
+        return {"calibration": {"score": score, **overall.to_json(), "by_difficulty": levels}}
 
     def to_record(self) -> dict[str, Any]:
         """Everything but the texts, as plain JSON values: what `from_record` reads."""
@@ -118,7 +144,11 @@ class Evaluation:
             name: {int(k): Interval(**interval) for k, interval in at.items()}
             for name, at in record["pass_at"].items()
         }
-        tuples = {name: tuple(record[name]) for name in ("problem_ids", "failures")}
+        tuples = {
+            name: tuple(record[name])
+            for name in ("problem_ids", "failures", "difficulties")
+            if name in record
+        }
         return cls(**{**record, **tuples, "scores": scores, "pass_at": pass_at, "texts": []})
 
 
@@ -137,6 +167,7 @@ def evaluate(
     top_p: float = 1.0,
     top_k: int = 0,
     rows_per_call: int = 256,
+    confidence: Callable[[Sample], float | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Sample answers to problems and score them.
@@ -157,6 +188,8 @@ def evaluate(
         top_p, top_k: As in `SamplingParameters`.
         rows_per_call: Most samples asked of the sampler at once (at least those of one problem); `progress`
             is called after each such call.
+        confidence: How sure the policy was of a sample's answer, in [0, 1], None where it gave none; asked
+            for calibration, which is left out without it.
         progress: Called with (problems done, problems in all).
 
     Returns:
@@ -210,6 +243,8 @@ def evaluate(
         seconds=time.perf_counter() - begun,
         texts=texts,
         failures=failures,
+        confidences=[] if confidence is None else _by_problem([confidence(s) for s in drawn], samples),
+        difficulties=tuple(problem.difficulty for problem in problems),
     )
 
 
@@ -303,6 +338,10 @@ def _tabulate(
         for name in names
     }
     return outcomes, failures
+
+
+def _by_problem(values: Sequence[float | None], samples: int) -> list[list[float | None]]:
+    return [list(values[first : first + samples]) for first in range(0, len(values), samples)]
 
 
 def _interval(values_N: NDArray[np.float64], seed: int) -> Interval:

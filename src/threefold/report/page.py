@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from threefold.report.calibration import calibration_html
 from threefold.report.curves import chart_html
 from threefold.report.episodes import Embedded, embed
 from threefold.report.reading import Evaluation, Interval, Run, read_run
@@ -69,6 +70,7 @@ def page_html(run: Run) -> str:
             _header(run),
             _notes((*run.notes, *episodes.notes)),
             _results(run),
+            calibration_html(run.evaluations),
             *(_section(section) for section in main),
             _words(run.metrics.words),
             _episodes(run, episodes),

@@ -57,6 +57,8 @@ class Evaluation:
     scores: Mapping[str, Interval] = field(default_factory=dict)
     by_difficulty: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Mean by score, by difficulty."""
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    """Confidence against correctness, as evaluation.json has it; empty where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def _evaluations(
                         name: {score: float(mean) for score, mean in scores.items() if _is_finite(mean)}
                         for name, scores in entry.get("by_difficulty", {}).items()
                     },
+                    calibration=_calibration(entry.get("calibration") or {}),
                 )
             )
         for entry in data.get("gains", ()):
@@ -244,6 +247,20 @@ def _evaluations(
             "the entries before it are shown."
         )
     return tuple(evaluations), tuple(gains)
+
+
+def _calibration(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The figures, each checked to be a number that can be drawn."""
+    if not value:
+        return {}
+    rows = [value, *value["by_difficulty"].values()]
+    for name in ("confidence", "accuracy", "brier", "ece_width", "ece_mass", "samples", "no_answer"):
+        if not all(_is_finite(row[name]) for row in rows):
+            raise ValueError(f"calibration has a {name} that is not a finite number")
+    for row in value["table"]:
+        if not all(_is_finite(row[name]) for name in ("low", "high", "samples", "confidence", "accuracy")):
+            raise ValueError("the reliability table has a value that is not a finite number")
+    return value
 
 
 def _interval(value: Mapping[str, Any]) -> Interval:

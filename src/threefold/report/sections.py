@@ -135,8 +135,12 @@ def _certainty(metrics: Metrics) -> Section:
         ),
         "critical": (
             "Entropy on critical tokens",
-            "High entropy and more likely than under the initial model. A wrong curve that falls below the "
-            "right one is hallucinated certainty.",
+            "High entropy and more likely than under the initial model, as the method defines them. A wrong "
+            "curve that falls below the right one is hallucinated certainty.",
+        ),
+        "drifted": (
+            "Entropy on critical tokens, defined alike for every method",
+            "Those of ISPO's paper, in the steps in which the initial model was scored too.",
         ),
     }
     charts = [
@@ -150,6 +154,15 @@ def _certainty(metrics: Metrics) -> Section:
             "certainty/confidence",
             "Probability of the final answer's tokens.",
             share=True,
+        )
+    )
+    charts.append(
+        _chart(
+            metrics,
+            "Calibration",
+            {"certainty/brier": "Brier", "certainty/ece": "ECE"},
+            "Confidence in the answer against the outcome, over the episodes of a step; 0 is best.",
+            first_colour=2,
         )
     )
     charts.append(

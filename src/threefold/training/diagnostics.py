@@ -6,19 +6,28 @@ of different methods can be compared; docs/metrics.md explains each name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch
-from threefold.credit.critical_tokens import high_entropy_tokens
+from threefold.credit.critical_tokens import critical_tokens, high_entropy_tokens
 from threefold.credit.normalise import dead_groups
+from threefold.evaluation.calibration import brier, expected_calibration_error
+from threefold.signals import AnswerTokens
 
 COMPOSITE_TOLERANCES = (0.0, 1e-6, 1e-4, 1e-2)
 """A group counts as dead in the composite reward where it spans at most this much: any noise passes at 0."""
 
 
 def diagnose(
-    batch: CreditBatch, advantages: Advantages, outcome_B: Tensor, *, top_fraction: float = 0.1
+    batch: CreditBatch,
+    advantages: Advantages,
+    outcome_B: Tensor,
+    *,
+    answer_logp_B: Tensor | None = None,
+    top_fraction: float = 0.1,
 ) -> dict[str, float]:
     """Figures of one generation batch, by metric name. A figure without a case to measure is left out.
 
@@ -26,6 +35,8 @@ def diagnose(
         batch: The episodes of all processes.
         advantages: What the estimator answered.
         outcome_B: (B,) the outcome in [0, 1], NaN where unscorable.
+        answer_logp_B: (B,) log-probability of each whole answer after its reasoning, NaN without an answer;
+            None where nothing has scored the tokens yet.
         top_fraction: Share of each episode's tokens that counts as its top-entropy tokens.
     """
     first_B = _first_of_group(batch.group_B)
@@ -55,10 +66,9 @@ def diagnose(
         figures["signal/outcome"] = float(outcome_B[scored_B].mean())
     if batch.signals.entropy_BT is not None:
         figures |= certainty(batch.signals.entropy_BT, batch.mask_BT, outcome_B, top_fraction=top_fraction)
-    if batch.signals.answer_logp_BA is not None and batch.signals.answer_BA is not None:
-        answered_B = batch.signals.answer_BA.any(dim=1)
-        logp_B = (batch.signals.answer_logp_BA * batch.signals.answer_BA).sum(dim=1)
-        figures |= confidence(logp_B.masked_fill(~answered_B, torch.nan), outcome_B)
+    figures |= critical_certainty(batch, outcome_B)
+    if answer_logp_B is not None:
+        figures |= confidence(answer_logp_B, outcome_B)
     return figures
 
 
@@ -81,14 +91,52 @@ def certainty(
     return figures
 
 
-def confidence(answer_logp_B: Tensor, outcome_B: Tensor) -> dict[str, float]:
-    """Mean probability of the answers given, by outcome; NaN marks an episode without an answer."""
+def critical_certainty(batch: CreditBatch, outcome_B: Tensor) -> dict[str, float]:
+    """Mean entropy (nats) on the critical tokens, by outcome, whatever the method calls critical.
+
+    The set is ISPO's with its paper's values (a tenth of the reasoning, a drift of 0.3 nats), so methods can
+    be compared; it needs the frozen initial model's scores. Which tokens drift still depends on the method.
+    """
+    signals = batch.signals
+    if signals.entropy_BT is None or signals.logp_BT is None or signals.base_logp_BT is None:
+        return {}
+    reasoning_BT = batch.mask_BT if signals.thinking_BT is None else signals.thinking_BT
+    critical_BT = critical_tokens(signals.entropy_BT, signals.logp_BT, signals.base_logp_BT, reasoning_BT)
     figures = {}
     for outcome, rows_B in _by_outcome(outcome_B):
-        values = answer_logp_B[rows_B & ~answer_logp_B.isnan()]
+        values = signals.entropy_BT[critical_BT & rows_B.unsqueeze(1)]
         if len(values):
-            figures[f"certainty/confidence_{outcome}"] = float(values.exp().mean())
+            figures[f"certainty/entropy_drifted_{outcome}"] = float(values.mean())
     return figures
+
+
+def confidence(answer_logp_B: Tensor, outcome_B: Tensor) -> dict[str, float]:
+    """Mean probability of the answers given, by outcome, and their calibration.
+
+    NaN marks an episode without an answer.
+    """
+    figures = {}
+    probability_B = answer_logp_B.double().exp().clamp(max=1.0)
+    answered_B = ~answer_logp_B.isnan()
+    for outcome, rows_B in _by_outcome(outcome_B):
+        values = probability_B[rows_B & answered_B]
+        if len(values):
+            figures[f"certainty/confidence_{outcome}"] = float(values.mean())
+    scored_B = answered_B & ~outcome_B.isnan()
+    if scored_B.any():
+        sure, right = probability_B[scored_B].cpu().numpy(), (outcome_B[scored_B] >= 0.5).cpu().numpy()
+        figures["certainty/brier"] = brier(sure, right)
+        figures["certainty/ece"] = expected_calibration_error(sure, right)
+    return figures
+
+
+def answer_logp(logp_BT: Tensor, answers: Sequence[AnswerTokens | None]) -> Tensor:
+    """(B,) summed log-probability of each answer's tokens after its reasoning; NaN without an answer."""
+    logp_B = torch.full((len(answers),), torch.nan, device=logp_BT.device)
+    for row, answer in enumerate(answers):
+        if answer is not None:
+            logp_B[row] = logp_BT[row, answer.start : answer.end].sum()
+    return logp_B
 
 
 def _by_outcome(outcome_B: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:

@@ -43,6 +43,10 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
         ValueError: A problem file, a prompt or a tokenizer cannot be used; the message names the row.
     """
     plan = plan_batch(recipe.training, processes)
+    if recipe.training.dynamic_sampling is not None and processes > 1:
+        raise RecipeError(
+            f"training.dynamic_sampling works on one process, this run has {processes}; leave it out"
+        )
     credit = build_credit(recipe.credit)
     if credit is not None:
         credit.check(_reward_names(recipe), recipe.training.group_size)
@@ -152,6 +156,8 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> A
         answer_format=ask.answer_format,
         run_dir=run,
         signals_every=recipe.training.signals_every,
+        signals_base=recipe.training.signals_base,
+        dynamic_sampling=_dynamic_sampling(recipe),
         sampler=_sampler(recipe, prepared.plan.processes),
         speedups=Speedups(**recipe.training.speedups.model_dump()),
     )
@@ -173,6 +179,13 @@ def _sampler(recipe: Recipe, processes: int) -> Any:
         return recipe.training.sampler
     backend = {"use_vllm", "use_transformers_continuous_batching"} & set(recipe.training.trl)
     return "trl" if backend or processes > 1 else "threefold"
+
+
+def _dynamic_sampling(recipe: Recipe) -> Any:
+    from threefold.training.dynamic_sampling import DynamicSampling
+
+    settings = recipe.training.dynamic_sampling
+    return None if settings is None else DynamicSampling(**settings.model_dump())
 
 
 def _reward_names(recipe: Recipe) -> list[str]:
@@ -313,7 +326,8 @@ def _finish(
         trainer.save_model(str(run.path / "model"))
         if prepared.recipe.evaluation.after and trainer.accelerator.num_processes == 1:
             after = _evaluate(prepared, trainer, console, "after")
-            summary = summarise(before, after, prepared.recipe.training.steps)
+            summary = summarise(before, after, trainer.state.global_step)
+            run.write_after(after)
             run.write_evaluation(summary)
             console.learned(summary)
     report = write_report(run.path)
@@ -340,6 +354,7 @@ def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> 
                     prepared.test,
                     prompt=ask.prompt_ids,
                     score=ask.scores,
+                    confidence=ask.confidence,
                     temperature=temperature,
                     samples=samples,
                     max_new_tokens=training.max_completion_tokens,

@@ -5,6 +5,7 @@ environment.json   versions, machine, seed
 metrics.jsonl      one object a step
 rollouts.jsonl     one episode a line (trajectory.Credited); older parts are rollouts.1.jsonl, .2, ...
 before.json        the evaluation before training, problem by problem
+after.json         the same after training
 evaluation.json    success before and after, with intervals
 checkpoints/       TRL's checkpoints
 report.html        `threefold view` writes it
@@ -86,6 +87,10 @@ class RunDirectory:
     def write_before(self, evaluations: Sequence[Evaluation]) -> None:
         """Keep the evaluation made before training, so that a resumed run can still say what was gained."""
         self._write_json("before.json", {"evaluations": [e.to_record() for e in evaluations]})
+
+    def write_after(self, evaluations: Sequence[Evaluation]) -> None:
+        """Keep the evaluation after training problem by problem, so that runs can be compared in pairs."""
+        self._write_json("after.json", {"evaluations": [e.to_record() for e in evaluations]})
 
     def read_before(self) -> list[Evaluation]:
         """What `write_before` kept, or an empty list."""

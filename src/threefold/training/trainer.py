@@ -23,14 +23,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from threefold.answers import AnswerFormat, answer_format
-from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
+from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
 from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.training.callbacks import MetricsWriter
-from threefold.training.diagnostics import certainty, confidence, diagnose, in_words
+from threefold.training.diagnostics import answer_logp, certainty, confidence, diagnose, in_words
+from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
 from threefold.training.play import declared_rewards, starts_of, trl_rollout
 from threefold.training.record import CreditedStep, records, with_token_signals
 from threefold.training.run_directory import RunDirectory
@@ -87,6 +88,11 @@ class ThreefoldTrainer(TrlSeam):
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
         signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
             the diagnostics even where the estimator does not need them; 0 never.
+        signals_base (`bool`, defaults to False): Score the frozen initial model too at these steps, so that
+            the entropy on critical tokens is measured for every method alike. With full fine-tuning it holds
+            a second copy of the weights.
+        dynamic_sampling (`DynamicSampling`, *optional*): Replace groups that are dead by outcome by groups of
+            other prompts (DAPO). On one process, with one-turn completions.
         sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
             once for its group and drops finished rows; the distribution is the same, the random numbers are
             not.
@@ -123,6 +129,8 @@ class ThreefoldTrainer(TrlSeam):
         environment: Callable[[], Environment] | None = None,
         limits: Limits | None = None,
         signals_every: int = 0,
+        signals_base: bool = False,
+        dynamic_sampling: DynamicSampling | None = None,
         sampler: Literal["trl", "threefold"] = "trl",
         speedups: Speedups | None = None,
     ) -> None:
@@ -136,12 +144,17 @@ class ThreefoldTrainer(TrlSeam):
         self.credit = credit
         self.answer_format = _answer_format(answer_format)
         self.signals_every = signals_every
+        self.signals_base = signals_base
         self._environment = environment
         self._limits = limits or Limits()
         self._groups_seen = 0
+        self._episodes_generated = 0
         self.step_in_words = ""
         self._pending: _Pending | None = None
-        frozen = base_model if base_model is not None else self._copy_base(model, args, peft_config, credit)
+        needs_base = (signals_base and signals_every > 0) or (credit is not None and "base" in credit.needs)
+        frozen = base_model
+        if frozen is None and needs_base:
+            frozen = self._copy_base(model, args, peft_config)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -162,6 +175,8 @@ class ThreefoldTrainer(TrlSeam):
         self._base_fingerprint = _fingerprint(self._frozen_base)
         self._check_credit()
         self.outcome = self._resolve_outcome(outcome)
+        self.dynamic_sampling = dynamic_sampling
+        self._stream = self._prompt_stream() if dynamic_sampling is not None else None
         self.run_directory = self._open_run(run_dir)
         if sampler == "threefold":
             self._sample_ourselves(batch_size=256)
@@ -171,11 +186,8 @@ class ThreefoldTrainer(TrlSeam):
     # Before the first step
 
     @staticmethod
-    def _copy_base(model: Any, args: Any, peft_config: Any, credit: CreditEstimator | None) -> Any:
-        """A copy of the initial weights, where the estimator compares with them and nothing else holds
-        them."""
-        if credit is None or "base" not in credit.needs:
-            return None
+    def _copy_base(model: Any, args: Any, peft_config: Any) -> Any:
+        """A copy of the initial weights, where nothing else holds them."""
         has_reference = args is not None and args.beta != 0.0 and not args.sync_ref_model
         if has_reference or peft_config is not None:
             return None
@@ -249,12 +261,51 @@ class ThreefoldTrainer(TrlSeam):
         self.add_callback(MetricsWriter(run_dir, lambda: self.step_in_words))
         return run_dir
 
+    def _prompt_stream(self) -> PromptStream:
+        """Where dynamic sampling takes other prompts from.
+
+        Raises:
+            ValueError: The trainer is one that dynamic sampling does not serve.
+        """
+        data = self.train_dataset
+        columns = getattr(data, "column_names", None) or []
+        unserved = {
+            f"{self.accelerator.num_processes} processes (start one)": self.accelerator.num_processes > 1,
+            "episodes against an environment, tools or a rollout_func": bool(self.rollout_func or self.tools),
+            "a data set without a length": not hasattr(data, "__len__"),
+            "images": any(name in columns for name in ("image", "images")),
+            "a trainer without a reward function that says right or wrong": self.outcome is None,
+        }
+        found = [name for name, present in unserved.items() if present]
+        if found:
+            raise ValueError(f"dynamic_sampling does not serve {'; '.join(found)}; leave it out")
+        return PromptStream(len(data), self.args.seed)
+
     # One generation batch
 
     def _watching(self) -> bool:
-        return self.model.training and (
-            self.credit is not None or self.run_directory is not None or self._environment is not None
+        wanted = (self.credit, self.run_directory, self._environment, self.dynamic_sampling)
+        return self.model.training and any(part is not None for part in wanted)
+
+    def _choose_episodes(self, inputs: list[dict[str, Any]]) -> Candidates | None:
+        if self.dynamic_sampling is None or self._stream is None:
+            return None
+        stream, data = self._stream, self.train_dataset
+        batch, figures = replace_dead(
+            self._generate_candidates(inputs),
+            self._generate_candidates,
+            lambda count: [data[row] for row in stream.take(count)],
+            outcome=self.reward_func_names.index(self.outcome),
+            group_size=self.num_generations,
+            max_rounds=self.dynamic_sampling.max_rounds,
         )
+        self._episodes_generated += int(figures["dynamic_sampling/generated"])
+        limit = self.dynamic_sampling.max_episodes
+        if limit is not None and self._episodes_generated >= limit:
+            self.control.should_save = self.control.should_training_stop = True
+        for name, value in figures.items():
+            self._log_value(name, value)
+        return batch
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._environment is not None:
@@ -278,7 +329,10 @@ class ThreefoldTrainer(TrlSeam):
         advantages = self._assign(batch, output)
         generation.seconds["credit"] = time.perf_counter() - started
         outcome_B = batch.rewards[self.outcome] if self.outcome else advantages.reward_B
-        self._log_figures(batch, advantages, outcome_B, generation)
+        answer_logp_B = None
+        if local_signals.logp_BT is not None:
+            answer_logp_B = self._gather(answer_logp(local_signals.logp_BT, answers))
+        self._log_figures(batch, advantages, outcome_B, answer_logp_B, generation)
         local = slice(
             self.accelerator.process_index * len(mask_BT), (self.accelerator.process_index + 1) * len(mask_BT)
         )
@@ -306,11 +360,11 @@ class ThreefoldTrainer(TrlSeam):
         values = advantages.values[local]
         return values[:, : mask_BT.size(1)] if values.dim() == 2 else values
 
-    def _needs(self) -> frozenset:
-        needs = self.credit.needs if self.credit is not None else frozenset()
+    def _needs(self) -> frozenset[Signal]:
+        needs: set[Signal] = set(self.credit.needs) if self.credit is not None else set()
         if self.signals_every and self.state.global_step % self.signals_every == 0:
-            needs = needs | {"policy"}
-        return needs
+            needs |= {"policy", "base"} if self.signals_base else {"policy"}
+        return frozenset(needs)
 
     def _measure(
         self,
@@ -422,9 +476,14 @@ class ThreefoldTrainer(TrlSeam):
         )
 
     def _log_figures(
-        self, batch: CreditBatch, advantages: Advantages, outcome_B: Tensor, generation: Generation
+        self,
+        batch: CreditBatch,
+        advantages: Advantages,
+        outcome_B: Tensor,
+        answer_logp_B: Tensor | None,
+        generation: Generation,
     ) -> None:
-        figures = diagnose(batch, advantages, outcome_B)
+        figures = diagnose(batch, advantages, outcome_B, answer_logp_B=answer_logp_B)
         self.step_in_words = in_words(figures, type(self.credit).__name__ if self.credit else "GRPO")
         times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
         for name, value in {**figures, **advantages.metrics, **times}.items():
@@ -449,13 +508,10 @@ class ThreefoldTrainer(TrlSeam):
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        answer_logp_B = torch.full((len(pending.episodes),), torch.nan, device=logp_BT.device)
-        for row, answer in enumerate(pending.answers):
-            if answer is not None:
-                answer_logp_B[row] = logp_BT[row, answer.start : answer.end].sum()
+        answer_logp_B = self._gather(answer_logp(logp_BT, pending.answers))
         figures = {
             **certainty(self._gather(entropy_BT), pending.mask_BT, pending.outcome_B),
-            **confidence(self._gather(answer_logp_B), pending.outcome_B),
+            **confidence(answer_logp_B, pending.outcome_B),
         }
         for name, value in figures.items():
             self._log_value(name, value)
@@ -521,9 +577,15 @@ class ThreefoldTrainer(TrlSeam):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.args.should_save and (self.credit is not None or self.run_directory is not None):
+        parts = (self.credit, self.run_directory, self.dynamic_sampling)
+        if self.args.should_save and any(part is not None for part in parts):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            state = {"groups_seen": self._groups_seen, "base_fingerprint": self._base_fingerprint}
+            state = {
+                "groups_seen": self._groups_seen,
+                "base_fingerprint": self._base_fingerprint,
+                "prompts_drawn": self._stream.drawn if self._stream is not None else 0,
+                "episodes_generated": self._episodes_generated,
+            }
             (folder / _STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -534,6 +596,9 @@ class ThreefoldTrainer(TrlSeam):
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
         self._groups_seen = state["groups_seen"]
+        if self._stream is not None:
+            self._stream.drawn = state.get("prompts_drawn", 0)
+            self._episodes_generated = state.get("episodes_generated", 0)
         if state["base_fingerprint"] != self._base_fingerprint:
             raise ValueError(
                 f"the frozen base of this trainer is not the one that {checkpoint} was trained against; "

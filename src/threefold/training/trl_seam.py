@@ -29,6 +29,7 @@ from trl.trainer.utils import add_fused_lm_head, create_model_from_path, disable
 from threefold.rollout.samplers import SamplingParameters
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training import repack, shared_prompt
+from threefold.training.dynamic_sampling import Candidates
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,10 @@ class Generation:
     where it needs them, then the reference model's where beta > 0."""
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def spent(self, what: str, started: float) -> None:
+        """Add the seconds since `started`."""
+        self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
 
 @dataclass(frozen=True)
 class Speedups:
@@ -112,6 +117,8 @@ class TrlSeam(GRPOTrainer):
     """`GRPOTrainer` that keeps what passes through it and lets a subclass replace the advantages."""
 
     _generation: Generation | None = None
+    _ready: Candidates | None = None
+    """Episodes that were generated and scored ahead: TRL is given these instead of making others."""
     _capturing = False
     _own_sampler: TransformersSampler | None = None
     _loss_rows: Tensor | None = None
@@ -129,27 +136,45 @@ class TrlSeam(GRPOTrainer):
         """Answer the local rows' new advantages, (B,) or (B, T), or None to keep TRL's."""
         return None
 
+    def _choose_episodes(self, inputs: list[dict[str, Any]]) -> Candidates | None:
+        """Hook: episodes to train on instead of one generation of `inputs`; None leaves that to TRL."""
+        return None
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self._watching():
             return super()._generate_and_score_completions(inputs)
         generation = self._generation = Generation(inputs=inputs)
-        self._capturing = True
         try:
-            output = super()._generate_and_score_completions(inputs)
+            self._ready = self._choose_episodes(inputs)
+            self._capturing = True
+            output = super()._generate_and_score_completions(self._ready.inputs if self._ready else inputs)
         finally:
             self._capturing = False
-            self._generation = None
+            self._generation = self._ready = None
         advantages = self._credit(output, generation)
         if advantages is not None:
             output["advantages"] = advantages
             self._replace_logged_advantages(advantages)
         return output
 
+    def _generate_candidates(self, inputs: list[dict[str, Any]]) -> Candidates:
+        """Generate and score an episode of each row, as TRL would. Its logs count every one of them."""
+        prompts = [row["prompt"] for row in inputs]
+        generated = self._generate(prompts)
+        _, completion_ids, _, completions, *_ = generated
+        columns = tuple(None if not column else list(column) for column in generated)
+        return Candidates(
+            inputs, columns, self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        )
+
     def _generate(self, prompts: list) -> tuple:
+        if self._ready is not None:
+            prompt_ids, completion_ids, _, completions, logprobs, *_ = self._ready.generated
+            return prompt_ids, completion_ids, None, completions, logprobs, {}, None, []
         started = time.perf_counter()
         result = super()._generate(prompts)
         if self._generation is not None:
-            self._generation.seconds["generate"] = time.perf_counter() - started
+            self._generation.spent("generate", started)
         return result
 
     def _generate_single_turn(
@@ -198,9 +223,14 @@ class TrlSeam(GRPOTrainer):
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         started = time.perf_counter()
-        rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._ready is not None:
+            rewards_BF = self._ready.rewards_BF
+            # What reward functions logged beside rewards is of other rows, so it stays out of TRL's table.
+            self._pending_extra_logs.clear()
+        else:
+            rewards_BF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._generation is not None:
-            self._generation.seconds["rewards"] = time.perf_counter() - started
+            self._generation.spent("rewards", started)
             self._generation.rewards_BF = rewards_BF.clone()
             self._generation.inputs = inputs
             self._generation.completions = completions
