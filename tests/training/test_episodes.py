@@ -251,3 +251,36 @@ def test_a_judge_that_gives_no_score_is_unscorable(build, tmp_path):
     records = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
     assert all(r.trajectory.ended == "terminated" for r in records)
     assert all(r.trajectory.rewards == {"echo": None} for r in records)
+
+
+def test_our_sampler_keeps_the_dialogues_cache_and_its_logprobs_are_the_policys(build, tmp_path):
+    """The record's log-probabilities, sampled from the kept cache, are those of the update's forward."""
+    seen = []
+
+    class Watched(Kept):
+        def _play_episodes(self, prompts, trainer):
+            hook = self.model.register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+            )
+            try:
+                return super()._play_episodes(prompts, trainer)
+            finally:
+                hook.remove()
+
+    trainer = played(
+        lambda cls, **options: build(Watched, **options),
+        {"max_steps": 1},
+        sampler="threefold",
+        run_dir=tmp_path / "run",
+    )
+    assert len(trainer.outputs) == 1
+    assert seen[0] == (4, 6)  # four openings for sixteen episodes
+    assert sum(columns > 1 for _, columns in seen) == 2
+    for record in read_jsonl(tmp_path / "run" / "rollouts.jsonl"):
+        segment = record.trajectory.segments[0]
+        cut = segment.prompt_length
+        told = record.token_signals["logp"][0][cut:]
+        for turn, sampled, scored in zip(segment.turn_ids[cut:], segment.logprobs[cut:], told, strict=True):
+            assert (sampled is None) == (turn < 0)
+            if turn >= 0:
+                assert scored == pytest.approx(sampled, abs=1e-5)

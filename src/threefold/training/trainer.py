@@ -77,8 +77,8 @@ class ThreefoldTrainer(TrlSeam):
         signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
             the diagnostics even where the estimator does not need them; 0 never.
         sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
-            once for its group and drops finished rows; the distribution is the same, the random numbers are
-            not.
+            once for its group, drops finished rows, and keeps the cache of an environment's dialogues between
+            turns; the distribution is the same, the random numbers are not.
 
     Raises:
         ValueError: The estimator does not fit the reward functions, the group size or the loss; before any
@@ -438,7 +438,11 @@ class ThreefoldTrainer(TrlSeam):
             seed=self.args.seed,
         )
         trajectories = run_episodes(
-            starts, self._environment, self._generate_turn, self._tokenizer, limits=self._limits
+            starts,
+            self._environment,
+            self._session() or self._generate_turn,
+            self._tokenizer,
+            limits=self._limits,
         )
         return trl_rollout(
             trajectories, filler=self._tokenizer.eos_token_id, with_logprobs=bool(self.use_vllm)
