@@ -57,6 +57,8 @@ class Evaluation:
     scores: Mapping[str, Interval] = field(default_factory=dict)
     by_difficulty: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Mean by score, by difficulty."""
+    in_own_units: frozenset[str] = frozenset()
+    """Scores that are no shares: an environment's reward channels."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ def _evaluations(
                         name: {score: float(mean) for score, mean in scores.items() if _is_finite(mean)}
                         for name, scores in entry.get("by_difficulty", {}).items()
                     },
+                    in_own_units=frozenset(map(str, entry.get("in_own_units", ()))),
                 )
             )
         for entry in data.get("gains", ()):

@@ -186,7 +186,7 @@ def _take_turn(
         elif observation.done:
             row.ended = "terminated" if observation.terminated else "truncated"
         else:
-            answer = _between_turns(ids, observation.messages, tokenizer)
+            answer = between_turns(ids, observation.messages, tokenizer)
             if row.completion_length + len(answer) >= limits.completion_tokens:
                 row.ended = "length"
             else:
@@ -197,7 +197,7 @@ def _take_turn(
         row.turns.append(Turn(text=text))
 
 
-def _between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+def between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Tokens that close the agent's turn, say the environment's messages and open the next turn.
 
     A chat template renders whole conversations, so the piece is cut out of two renderings that differ only in

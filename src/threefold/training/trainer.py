@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signals
 from threefold.credit import grpo as grpo_credit
-from threefold.envs.base import Environment
+from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.training.callbacks import MetricsWriter
@@ -74,6 +74,8 @@ class ThreefoldTrainer(TrlSeam):
         environment (callable, *optional*): Makes an `Environment`; episodes are then played against it, and
             every dataset row is a task (its columns are the task's fields).
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
+        tasks (mapping, *optional*): The environment's `Task` by the column `id` of the dataset rows. By
+            default a row's columns are the task's fields.
         signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
             the diagnostics even where the estimator does not need them; 0 never.
         sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
@@ -109,6 +111,7 @@ class ThreefoldTrainer(TrlSeam):
         base_model: PreTrainedModel | None = None,
         environment: Callable[[], Environment] | None = None,
         limits: Limits | None = None,
+        tasks: Mapping[str, Task] | None = None,
         signals_every: int = 0,
         sampler: Literal["trl", "threefold"] = "trl",
     ) -> None:
@@ -122,6 +125,7 @@ class ThreefoldTrainer(TrlSeam):
         self.signals_every = signals_every
         self._environment = environment
         self._limits = limits or Limits()
+        self._tasks = tasks
         self._groups_seen = 0
         self.step_in_words = ""
         self._pending: _Pending | None = None
@@ -436,6 +440,7 @@ class ThreefoldTrainer(TrlSeam):
             first_group=self._groups_seen,
             group_size=group_size,
             seed=self.args.seed,
+            tasks=self._tasks,
         )
         trajectories = run_episodes(
             starts,
