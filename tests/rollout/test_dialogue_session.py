@@ -118,6 +118,21 @@ def test_dialogues_that_are_over_cost_nothing_more_and_give_their_memory_back():
     assert not session._batches
 
 
+def test_no_dialogue_is_held_twice_however_they_are_batched():
+    """With small batches dialogues move between them every turn; what they leave is given back."""
+    model = llama()
+    session = TransformersSampler(model, batch_size=2).session(SAMPLING, seed=3)
+    contexts = {d: list(ids) for d, ids in OPENINGS.items()}
+    for turn in range(5):
+        live = [d for d in contexts if not (d == 1 and turn > 2)]
+        samples = session.turn(live, [contexts[d] for d in live], [5] * len(live))
+        for dialogue, sample in zip(live, samples, strict=True):
+            contexts[dialogue] += [*sample.token_ids, *answer(dialogue, turn)]
+        held = [d for batch in session._batches for d in batch.dialogues]
+        assert sorted(held) == live
+        assert sum(batch.cache.layers[0].keys.size(0) for batch in session._batches) == len(live)
+
+
 def test_neither_batch_size_nor_who_else_talks_touches_a_dialogue():
     model = llama()
     whole, _ = converse(model)
@@ -169,6 +184,8 @@ def test_bad_calls_are_refused():
     session = TransformersSampler(llama()).session(SAMPLING, seed=0)
     with pytest.raises(ValueError, match="one turn at a time"):
         session.turn([1, 1], [[3], [4]], [2, 2])
+    with pytest.raises(ValueError, match="numbered from 0"):
+        session.turn([-1], [[3]], [2])
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         session.turn([1], [[3]], [0])
     with pytest.raises(ValueError, match="prompt 1 is empty"):

@@ -22,7 +22,7 @@ Shapes: R rows in a batch, L slots filled, C new tokens, T tokens of a turn, V v
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import choose
-from threefold.rollout.samplers.kept_cache import DialogueBatch, KeptLayer, lay_out, right_aligned
+from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptLayer, lay_out, right_aligned
 
 if TYPE_CHECKING:
     from threefold.rollout.samplers.transformers import TransformersSampler
@@ -98,11 +98,14 @@ class TransformersSession:
             One sample for each dialogue, in order.
 
         Raises:
-            ValueError: The numbers repeat, or a context is one that `TransformersSampler.generate` refuses.
+            ValueError: The numbers repeat or are negative, or a context is one that
+                `TransformersSampler.generate` refuses.
             FloatingPointError: The model answered with NaN or infinity.
         """
-        if len(set(dialogues)) < len(dialogues):
-            raise ValueError(f"each dialogue takes one turn at a time, got {list(dialogues)}")
+        if len(set(dialogues)) < len(dialogues) or min(dialogues, default=0) < 0:
+            raise ValueError(
+                f"dialogues are numbered from 0 and take one turn at a time, got {list(dialogues)}"
+            )
         if min(max_new_tokens, default=1) < 1:
             raise ValueError(f"max_new_tokens must be at least 1 each, got {list(max_new_tokens)}")
         asked = {
@@ -194,7 +197,7 @@ class TransformersSession:
             if rows:
                 sources.append((batch, rows, [place[batch.dialogues[row]] for row in rows]))
         cache, mask_RL = lay_out(
-            sources, kept, chunk + room, free=lambda batch: set(batch.dialogues) <= set(asked)
+            sources, kept, chunk + room, free=lambda batch: set(batch.dialogues) <= {*asked, OVER}
         )
         self._forget(asked)
         ids_RC, mask_RC, position_RC = right_aligned(new, kept, mask_RL.device)
@@ -228,11 +231,13 @@ class TransformersSession:
         self._keeps = False
         self.close()
 
-    def _forget(self, dialogues: Any) -> None:
-        """Drop dialogues; a batch goes when none of its dialogues is left."""
-        for dialogue in list(dialogues):
+    def _forget(self, dialogues: Collection[int]) -> None:
+        """Let go of dialogues: they are over, or another batch has taken them. A batch goes with its last one."""
+        for dialogue in dialogues:
             self._cached.pop(dialogue, None)
-        self._batches = [batch for batch in self._batches if self._cached.keys() & set(batch.dialogues)]
+        for batch in self._batches:
+            batch.dialogues = [OVER if d in dialogues else d for d in batch.dialogues]
+        self._batches = [batch for batch in self._batches if set(batch.dialogues) != {OVER}]
 
     # Decoding
 

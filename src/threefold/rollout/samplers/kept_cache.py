@@ -16,6 +16,10 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 
+OVER = -1
+"""Stands for a dialogue that a batch held and holds no longer."""
+
+
 class KeptLayer(DynamicLayer):
     """Keys and values of one layer with room at the end, stored as (R, C, H, D)."""
 
@@ -48,6 +52,7 @@ class DialogueBatch:
     """Dialogues that are decoded together, or were: what the next forward needs of them."""
 
     dialogues: list[int]
+    """The number of each row's dialogue, or `OVER`."""
     cache: Cache
     mask_RL: Tensor
     """1 where a slot holds a token of the dialogue."""
