@@ -10,7 +10,8 @@ sampled tokens are compared: they must be the same.
 
 Arms:
     kept        `TransformersSampler.session`: an opening once for its group, then new tokens only
-    prefilled   `TransformersSampler.generate` on the whole dialogue at every turn; members of a group still share their opening in turn 1
+    prefilled   `TransformersSampler.generate` on the whole dialogue at every turn; members of a group still
+                share their opening in turn 1
 
 Writes results/dialogue-cache.json and .md.
 """
