@@ -116,8 +116,10 @@ def _quiet_libraries() -> None:
     """Keep the libraries' own bars and deprecation notes, which nobody can act upon, out of the way."""
     import warnings
 
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
+    disable_progress_bars()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\b")
 

@@ -172,6 +172,15 @@ def test_eval_of_a_run_and_of_the_same_model_elsewhere(recipe, tmp_path, capsys)
     assert "--data names problems" in refused(capsys, *command, "--data", "arithmetic")
 
 
+def test_eval_of_a_model_that_never_trained(recipe, model_folder, tmp_path):
+    output = tmp_path / "figures.json"
+    command = ["eval", str(model_folder), "environment.name=toy", "environment.turns=2", "--problems", "2"]
+    assert main([*command, "--samples", "1", "--k", "1", "--max-tokens", "30", "--output", str(output)]) == 0
+    greedy = json.loads(output.read_text())["evaluations"][0]
+    assert greedy["problems"] == 2
+    assert 0 <= greedy["scores"]["echo"]["mean"] <= 1
+
+
 class NoTasks(EchoThenNext):
     tasks = None
 
@@ -303,6 +312,13 @@ def test_a_warm_start_teaches_is_kept_and_is_where_learning_starts(recipe, tmp_p
     assert "learnt before" not in capsys.readouterr().out
     assert main(["train", str(path), "--resume", "training.steps=2", "environment.tasks=2"]) == 2
     assert "frozen base of this trainer is not the one" in capsys.readouterr().err
+
+
+def test_the_reference_of_a_kl_term_is_the_warm_started_model(recipe, tmp_path):
+    skip = {"evaluation.before": False, "evaluation.after": False, "training.steps": 1}
+    assert main(["train", str(recipe(**WARM, **skip, **{"training.kl": 0.1})), "--quiet"]) == 0
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["kl"] == pytest.approx(0.0, abs=1e-6)  # nothing differs yet
 
 
 def test_an_adapter_over_a_warm_start_is_evaluated_over_it(recipe, tmp_path):

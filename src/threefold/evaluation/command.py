@@ -78,9 +78,10 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> l
             "name another one with environment.name=..."
         )
     environment = named_environment(recipe)
-    limits = environment.limits
     if options.max_tokens:
-        limits = replace(limits, completion_tokens=options.max_tokens)
+        limits = replace(environment.limits, completion_tokens=options.max_tokens)
+        environment = replace(environment, limits=limits)
+    limits = environment.limits
     tokenizer = load_tokenizer(
         folder or recipe.model.name,
         revision=None if folder else recipe.model.revision,

@@ -232,7 +232,7 @@ class TransformersSession:
         self.close()
 
     def _forget(self, dialogues: Collection[int]) -> None:
-        """Let go of dialogues: they are over, or another batch has taken them. A batch goes with its last one."""
+        """Let go of dialogues that are over or in another batch now; a batch goes with its last one."""
         for dialogue in dialogues:
             self._cached.pop(dialogue, None)
         for batch in self._batches:

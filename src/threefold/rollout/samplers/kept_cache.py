@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-
 OVER = -1
 """Stands for a dialogue that a batch held and holds no longer."""
 
