@@ -1,8 +1,8 @@
 """The environment that a recipe names: its class, its tasks, and the bounds of its episodes.
 
-Shared by training and evaluation, as `tasks.py` is for problems. A class is found by a short name or as
-"package.module:Class"; the hooks `tasks`, `channels` and `demonstrations` are looked for on the class, then
-in its module.
+Shared by training and evaluation, as `tasks.py` is for problems. A class, or a function that makes an
+environment of plain options, is found by a short name or as "package.module:name"; the hooks `tasks`,
+`channels` and `demonstrations` are looked for on it, then in its module.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,13 +34,13 @@ class NamedEnvironment:
     """An environment of a recipe, checked as far as can be without playing."""
 
     name: str
-    """Name of the class, as it stands in the record."""
+    """Name of the class or function."""
     make: Callable[[], Environment]
     limits: Limits
     rewards: Mapping[str, float]
     """Weight by episode reward channel ("success" included), in the recipe's order."""
-    source: type
-    """The class."""
+    source: Callable[..., Environment]
+    """The class or function."""
 
     def tasks(self, split: Split, size: int, seed: int) -> tuple[Task, ...]:
         """Up to `size` tasks of a split.
@@ -55,7 +55,7 @@ class NamedEnvironment:
                 "`tasks(split, size, seed)` that returns a list of threefold.envs.Task, or its module such a "
                 "function"
             )
-        tasks = tuple(hook(split, size, seed))[:size]
+        tasks = tuple(_call(hook, split, size, seed, f"environment {self.name}: tasks"))[:size]
         if not tasks:
             raise RecipeError(f"environment {self.name}: tasks({split!r}, {size}, {seed}) returned none")
         seen: set[str] = set()
@@ -83,7 +83,8 @@ class NamedEnvironment:
                 "give the class a static method `demonstrations(split, size, seed)` that returns lists of "
                 "chat messages, or set warm_start.dialogues to 0"
             )
-        found = tuple(hook("train", size, seed))[:size]
+        where = f"environment {self.name}: demonstrations"
+        found = tuple(_call(hook, "train", size, seed, where))[:size]
         if not found:
             raise RecipeError(
                 f"environment {self.name}: demonstrations('train', {size}, {seed}) returned none"
@@ -147,8 +148,8 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
     """The environment of a recipe whose `environment.name` is set.
 
     Raises:
-        RecipeError: There is no such class, it is no environment, an option does not fit, or a reward is not
-            one of its channels.
+        RecipeError: There is nothing of that name, it is no environment, an option does not fit, or a reward
+            is not one of its channels.
     """
     section = recipe.environment
     assert section.name is not None
@@ -169,15 +170,13 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
     return NamedEnvironment(kind.__name__, make, limits, _rewards(kind, section.rewards), kind)
 
 
-def _find(name: str) -> type:
+def _find(name: str) -> Callable[..., Environment]:
     target = SHORT_NAMES.get(name, name)
-    module_name, colon, class_name = target.partition(":")
+    module_name, colon, attribute = target.partition(":")
     if not colon:
-        nearest = difflib.get_close_matches(name, SHORT_NAMES, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise RecipeError(
             f"environment.name = {name!r} is none of {', '.join(SHORT_NAMES)}, and not of the form "
-            f"package.module:Class{hint}"
+            f"package.module:Class{_nearest(name, SHORT_NAMES)}"
         )
     try:
         module = importlib.import_module(module_name)
@@ -185,24 +184,30 @@ def _find(name: str) -> type:
         raise RecipeError(
             f"environment.name = {name!r}: {module_name} cannot be imported: {error}"
         ) from error
-    kind = getattr(module, class_name, None)
-    if not isinstance(kind, type):
-        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
-        nearest = difflib.get_close_matches(class_name, classes, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise RecipeError(f"environment.name = {name!r}: {module_name} has no class {class_name!r}{hint}")
-    missing = [
-        part for part in ("reset", "step", "score", "close") if not callable(getattr(kind, part, None))
-    ]
-    if missing:
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        callables = [key for key, value in vars(module).items() if callable(value)]
         raise RecipeError(
-            f"environment.name = {name!r}: {class_name} is no environment, it lacks {', '.join(missing)}; "
+            f"environment.name = {name!r}: {module_name} has no class or function {attribute!r}"
+            f"{_nearest(attribute, callables)}"
+        )
+    missing = [
+        part for part in ("reset", "step", "score", "close") if not callable(getattr(found, part, None))
+    ]
+    if isinstance(found, type) and missing:
+        raise RecipeError(
+            f"environment.name = {name!r}: {attribute} is no environment, it lacks {', '.join(missing)}; "
             "see docs/environments.md"
         )
-    return kind
+    return found
 
 
-def _rewards(kind: type, given: Mapping[str, float]) -> dict[str, float]:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _rewards(kind: Callable[..., Environment], given: Mapping[str, float]) -> dict[str, float]:
     channels = tuple(_attribute(kind, "channels") or ())
     unknown = [name for name in given if channels and name not in (*channels, SUCCESS)]
     if unknown:
@@ -213,10 +218,19 @@ def _rewards(kind: type, given: Mapping[str, float]) -> dict[str, float]:
     return dict(given) or dict.fromkeys(channels or (SUCCESS,), 1.0)
 
 
-def _hook(kind: type, name: str) -> Any:
+def _call(hook: Any, split: Split, size: int, seed: int, where: str) -> Any:
+    try:
+        inspect.signature(hook).bind(split, size, seed)
+    except TypeError as error:
+        raise RecipeError(f"{where} must take (split, size, seed): {error}") from error
+    return hook(split, size, seed)
+
+
+def _hook(kind: Any, name: str) -> Any:
     found = _attribute(kind, name)
     return found if callable(found) else None
 
 
-def _attribute(kind: type, name: str) -> Any:
-    return getattr(kind, name, None) or getattr(inspect.getmodule(kind), name, None)
+def _attribute(kind: Any, name: str) -> Any:
+    """Of the class or function, else of its module; None on a class says that it has none."""
+    return getattr(kind, name) if hasattr(kind, name) else getattr(inspect.getmodule(kind), name, None)

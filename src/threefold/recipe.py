@@ -90,9 +90,10 @@ class Environment(_Part):
     """What the agent acts in, in place of problems; `threefold.environments` builds it."""
 
     name: str | None = None
-    """A short name ("toy") or "package.module:Class"; None trains on problems."""
+    """A short name ("toy") or "package.module:name" of a class, or of a function that makes an environment;
+    None trains on problems."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the class."""
+    """Keyword arguments of the class or function."""
     rewards: dict[str, float] = Field(default_factory=dict)
     """Weight of each episode reward channel, or of "success"; empty takes the class's `channels`, 1 each."""
     tasks: int | None = Field(None, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_scores_are_means_over_tasks(tokenizer):
     assert result.values["echo"] == [[0.0, 0.0], [0.5, 0.5], [0.5, 0.5], [0.0, 0.0]]
     assert result.scores["echo"].mean == 0.25
     assert result.scores["echo"] == bootstrap([0.0, 0.5, 0.5, 0.0])
+    assert result.values["echo, summed over turns"] == [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    assert result.states == {"digit": [1.5, 1.5, 1.5]}
     assert result.scores["success"].mean == 0.0
     assert 0 < result.scores["success"].high < 1  # four tasks do not prove that none can be solved
     assert result.scores["violation"].mean == 0.0
@@ -78,6 +81,21 @@ def test_what_could_not_be_scored_counts_in_no_score_and_is_named(tokenizer):
     assert result.pass_at == {}
     assert result.failures == ("digit-0: error: ConnectionError: no simulator",) * 2
     assert result.ended == {"error": 2, "terminated": 6}
+
+
+def test_states_are_means_over_those_who_got_so_far(tokenizer):
+    class Leaves(EchoThenNext):
+        """Task 3 ends after its first turn; the state counts the turns."""
+
+        def step(self, action_text):
+            observation = super().step(action_text)
+            state = {"turn": float(self._turn + self._digit)}
+            return replace(observation, state=state, terminated=observation.terminated or self._digit == 3)
+
+    result = measure(tokenizer, environment=Leaves)
+    assert result.states["digit"] == [1.5]  # of the opening alone
+    # After turn 1: 1, 2, 3, 4; after turn 2 without task 3: 2, 3, 4.
+    assert result.states["turn"] == [2.5, 3.0]
 
 
 def test_an_environment_that_always_fails_is_no_result(tokenizer):

@@ -35,6 +35,9 @@ SETTINGS = {
 }
 
 
+SCORES = ("success", "violation", "echo", "echo, summed over turns")
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a recipe for the toy; keywords are dotted keys."""
@@ -83,6 +86,15 @@ class Opinionated(EchoThenNext):
         return [Task(f"{split}-{i}", {"digit": i % 10, "hidden": {"a": [1, "b"]}}) for i in range(size)]
 
 
+def opinionated(bonus: float) -> Opinionated:
+    """Makes an environment; its tasks are those of the module."""
+    return Opinionated(bonus)
+
+
+def tasks(split, size, seed):
+    return Opinionated.tasks(split, size, seed)
+
+
 def test_a_recipe_is_trained_evaluated_and_reported(recipe, tmp_path, capsys):
     assert main(["train", str(recipe())]) == 0
     run, said = tmp_path / "run", capsys.readouterr().out
@@ -93,8 +105,8 @@ def test_a_recipe_is_trained_evaluated_and_reported(recipe, tmp_path, capsys):
         ("after", "sampled", 2),
         ("after", "greedy", 2),
     ]
-    assert evaluation["evaluations"][0]["scores"].keys() == {"success", "violation", "echo"}
-    assert {gain["score"] for gain in evaluation["gains"]} == {"success", "violation", "echo"}
+    assert evaluation["evaluations"][0]["scores"].keys() == {*SCORES}
+    assert {gain["score"] for gain in evaluation["gains"]} == {*SCORES}
     episodes = [record.trajectory for record in read_jsonl(run / "rollouts.jsonl")]
     assert len(episodes) == 2 * 8
     assert {e.environment for e in episodes} == {"EchoThenNext"}
@@ -124,13 +136,14 @@ def test_a_resumed_run_remembers_what_was_measured_before_it(recipe, tmp_path):
     again = read(tmp_path / "run")
     assert again["evaluations"][:2] == first["evaluations"][:2]
     assert again["evaluations"][2]["step"] == 3
-    assert len(again["gains"]) == 6
+    assert len(again["gains"]) == 2 * len(SCORES)
 
 
-def test_a_class_by_its_path_with_options_and_weights(recipe, tmp_path):
+@pytest.mark.parametrize("name", ["Opinionated", "opinionated"], ids=["class", "function"])
+def test_by_its_path_with_options_and_weights(recipe, tmp_path, name):
     path = recipe(
         **{
-            "environment.name": f"{__name__}:Opinionated",
+            "environment.name": f"{__name__}:{name}",
             "environment.options": {"bonus": 2.0},
             "environment.rewards": {"calm": 0.5, "success": 1.0},
         }
@@ -145,7 +158,8 @@ def test_a_class_by_its_path_with_options_and_weights(recipe, tmp_path):
     assert episode.turns[0].state == {"bonus": 2.0}
     after = read(run)["evaluations"][-1]
     assert after["scores"]["calm"]["mean"] == 12.0
-    assert set(after["in_own_units"]) == {"calm", "echo"}
+    assert set(after["in_own_units"]) == {"calm", "echo", "echo, summed over turns"}
+    assert after["states"]["bonus"] == [2.0, 2.0]
 
 
 def test_ispo_reads_the_environments_outcome(recipe, tmp_path):
@@ -191,6 +205,12 @@ class Twice(EchoThenNext):
         return [Task("same", {"digit": 1})] * size
 
 
+class OddHook(EchoThenNext):
+    @staticmethod
+    def tasks(scenarios):
+        return []
+
+
 class Leaks(EchoThenNext):
     @staticmethod
     def tasks(split, size, seed):
@@ -214,7 +234,7 @@ HERE = __name__
     [
         ({"environment.name": "tyo"}, r"'tyo' is none of toy.*did you mean 'toy'"),
         ({"environment.name": "no.such:Thing"}, r"no\.such cannot be imported"),
-        ({"environment.name": f"{HERE}:Twise"}, r"no class 'Twise'; did you mean 'Twice'"),
+        ({"environment.name": f"{HERE}:Twise"}, r"no class or function 'Twise'; did you mean 'Twice'"),
         ({"environment.name": "threefold.envs.base:Task"}, r"Task is no environment, it lacks reset, step"),
         (
             {"environment.options": {"colour": 1}},
@@ -224,6 +244,10 @@ HERE = __name__
         ({"environment.turnes": 2}, r"'environment\.turnes'; did you mean 'turn"),
         ({"environment.name": f"{HERE}:NoTasks"}, r"NoTasks offers no tasks: give the class a static method"),
         ({"environment.name": f"{HERE}:Twice"}, r"two tasks of 'train' have the id 'same'"),
+        (
+            {"environment.name": f"{HERE}:OddHook"},
+            r"OddHook: tasks must take \(split, size, seed\): too many",
+        ),
         ({"environment.name": f"{HERE}:Leaks"}, r"task 'task-0' is in both splits"),
         (
             {"environment.name": f"{HERE}:Unopenable"},
@@ -302,8 +326,10 @@ def test_a_warm_start_teaches_is_kept_and_is_where_learning_starts(recipe, tmp_p
     losses = re.search(r"warm start: 64 demonstrations, loss ([\d.]+) to ([\d.]+)", first)
     assert losses
     assert float(losses[2]) < 0.3 * float(losses[1])
+    learnt_now = (tmp_path / "run" / "rollouts.jsonl").read_text()
     assert main(["train", str(path), "--overwrite"]) == 0
     assert "64 demonstrations, learnt before" in capsys.readouterr().out
+    assert (tmp_path / "run" / "rollouts.jsonl").read_text() == learnt_now
     # Cold episodes of the tiny model end at the length limit; warm ones say a digit and stop.
     episodes = [record.trajectory for record in read_jsonl(tmp_path / "run" / "rollouts.jsonl")]
     assert sum(len(e.turns[0].text) == 1 for e in episodes) >= 7

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ class EpisodeEvaluation:
     """Mean over tasks of the mean over their episodes, with a 95% interval over tasks."""
     pass_at: dict[str, dict[int, Interval]]
     """Unbiased pass@k of success, where every episode says whether it succeeded."""
+    states: dict[str, list[float]]
+    """Mean of each state by turn, the opening first: over tasks of the mean over the episodes that got so
+    far."""
     ended: dict[str, int]
     """Episodes by why they ended; all failures of the environment are counted under "error"."""
     mean_turns: float
@@ -73,6 +77,7 @@ class EpisodeEvaluation:
                 for name, at in self.pass_at.items()
             },
             "in_own_units": [name for name in self.scores if name not in SHARES],
+            "states": self.states,
             "ended": self.ended,
             "mean_turns": self.mean_turns,
             "mean_length": self.mean_length,
@@ -157,7 +162,8 @@ def evaluate_episodes(
         raise RuntimeError(
             f"the environment failed in all {len(episodes)} episodes; the first: {failures[0]}"
         )
-    values = _values([episodes[i : i + samples] for i in range(0, len(episodes), samples)])
+    by_task = [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
+    values = _values(by_task)
     return EpisodeEvaluation(
         mode="greedy" if temperature == 0 else "sampled",
         temperature=temperature,
@@ -170,6 +176,7 @@ def evaluate_episodes(
             if means
         },
         pass_at=_pass_at(values, samples, ks, seed),
+        states=_states(by_task),
         ended=dict(sorted(Counter("error" if _failed(e) else e.ended for e in episodes).items())),
         mean_turns=float(np.mean([len(e.turns) for e in episodes])),
         mean_length=float(np.mean([sum(t >= 0 for s in e.segments for t in s.turn_ids) for e in episodes])),
@@ -199,17 +206,48 @@ def paired_gain(
 
 
 def _values(by_task: Sequence[Sequence[Trajectory]]) -> Values:
-    channels = dict.fromkeys(
-        name for task in by_task for e in task for name in e.rewards if name not in SHARES
-    )
-    values: Values = {
-        SUCCESS: [[None if e.success is None else float(e.success) for e in task] for task in by_task],
-        VIOLATION: [
-            [None if _failed(e) else float(e.violation is not None) for e in task] for task in by_task
-        ],
-        **{name: [[e.rewards.get(name) for e in task] for task in by_task] for name in channels},
+    every = [episode for task in by_task for episode in task if not _failed(episode)]
+    channels = dict.fromkeys(name for e in every for name in e.rewards if name not in SHARES)
+    of_turns = dict.fromkeys(name for e in every for turn in e.turns for name in turn.rewards)
+    measures: dict[str, Callable[[Trajectory], float | None]] = {
+        SUCCESS: lambda e: None if e.success is None else float(e.success),
+        VIOLATION: lambda e: float(e.violation is not None),
+        **{name: partial(_reward, name) for name in channels},
+        **{f"{name}, summed over turns": partial(_turn_sum, name) for name in of_turns},
+    }
+    values = {
+        name: [[None if _failed(e) else measure(e) for e in task] for task in by_task]
+        for name, measure in measures.items()
     }
     return {name: rows for name, rows in values.items() if any(v is not None for row in rows for v in row)}
+
+
+def _reward(channel: str, episode: Trajectory) -> float | None:
+    return episode.rewards.get(channel)
+
+
+def _turn_sum(channel: str, episode: Trajectory) -> float | None:
+    given = [turn.rewards[channel] for turn in episode.turns if channel in turn.rewards]
+    return float(sum(given)) if given else None
+
+
+def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
+    """By state: its mean at the opening and after each turn."""
+    means: dict[str, list[float]] = {}
+    for turn in range(1 + max(len(e.turns) for task in by_task for e in task)):
+        here: dict[str, list[float]] = {}
+        for task in by_task:
+            mine: dict[str, list[float]] = {}
+            for e in task:
+                if not _failed(e) and turn <= len(e.turns):
+                    state = e.turns[turn - 1].state if turn else e.opening.state
+                    for name, value in state.items():
+                        mine.setdefault(name, []).append(value)
+            for name, values in mine.items():
+                here.setdefault(name, []).append(float(np.mean(values)))
+        for name, values in here.items():
+            means.setdefault(name, []).append(float(np.mean(values)))
+    return means
 
 
 def _means(rows: Sequence[Sequence[float | None]]) -> dict[int, float]:
