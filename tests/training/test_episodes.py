@@ -10,8 +10,9 @@ import torch
 from datasets import Dataset
 
 from threefold import GRPO, Limits, ThreefoldTrainer
-from threefold.envs.base import EpisodeScore, Observation
+from threefold.envs.base import EpisodeScore, Observation, Task
 from threefold.envs.toy import EchoThenNext
+from threefold.training.play import starts_of
 from threefold.trajectory import read_jsonl
 
 
@@ -284,3 +285,14 @@ def test_our_sampler_keeps_the_dialogues_cache_and_its_logprobs_are_the_policys(
             assert (sampled is None) == (turn < 0)
             if turn >= 0:
                 assert scored == pytest.approx(sampled, abs=1e-5)
+
+
+def test_tasks_are_found_by_the_rows_id_and_a_missing_one_is_named():
+    tasks = {"a": Task("a", {"digit": 3, "deep": {"x": [1]}}), "b": Task("b", {"digit": 5})}
+    where = {"first_row": 2, "first_group": 7, "group_size": 2, "seed": 40, "tasks": tasks}
+    rows = [{"prompt": "", "id": "b"}, {"prompt": "", "id": "b"}, {"prompt": "", "id": "a"}]
+    starts = starts_of(rows, **where)
+    assert [s.task for s in starts] == [tasks["b"], tasks["b"], tasks["a"]]
+    assert [(s.group_id, s.member, s.seed) for s in starts] == [(8, 0, 48), (8, 1, 48), (9, 0, 49)]
+    with pytest.raises(ValueError, match="id 'c', which is none of the 2 tasks"):
+        starts_of([{"prompt": "", "id": "c"}], **where)

@@ -28,11 +28,19 @@ def starts_of(
         group_size: Members of a group.
         seed: The run's seed; the members of a group share `seed` + group.
         tasks: Tasks by the rows' column `id`, where a row's own columns are not the task.
+
+    Raises:
+        ValueError: `tasks` does not hold a row's id.
     """
     starts = []
     for index, row in enumerate(rows, first_row):
         group = first_group + index // group_size
         if tasks is not None:
+            if row.get("id") not in tasks:
+                raise ValueError(
+                    f"a dataset row has the id {row.get('id')!r}, which is none of the {len(tasks)} tasks that "
+                    "were given; give tasks= for every row, or no tasks"
+                )
             task = tasks[row["id"]]
         else:
             fields = {name: value for name, value in row.items() if name != "prompt"}
