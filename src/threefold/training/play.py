@@ -38,8 +38,8 @@ def starts_of(
         if tasks is not None:
             if row.get("id") not in tasks:
                 raise ValueError(
-                    f"a dataset row has the id {row.get('id')!r}, which is none of the {len(tasks)} tasks that "
-                    "were given; give tasks= for every row, or no tasks"
+                    f"a dataset row has the id {row.get('id')!r}, which is none of the {len(tasks)} tasks "
+                    "that were given; give tasks= for every row, or no tasks"
                 )
             task = tasks[row["id"]]
         else:
