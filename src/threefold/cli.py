@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     late = [word for word in rest if "=" in word and not word.startswith("-")]
-    if arguments.command != "train" or len(late) < len(rest):
+    if arguments.command not in ("train", "eval") or len(late) < len(rest):
         arguments = parser.parse_args(argv)  # argparse's own message, and its exit
     else:
         arguments.overrides = [*arguments.overrides, *late]
@@ -72,22 +72,27 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "eval",
-        help="measure a model: pass@1 greedy, avg@k and pass@k with intervals",
+        help="measure a model on problems or in an environment, with intervals",
         epilog="example: threefold eval runs/demo --samples 8 --k 1 4 8",
     )
     evaluate.add_argument("model", help="a run directory, a model folder, a hub name, or 'embedded'")
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="dotted recipe keys, such as environment.name=toy"
+    )
     evaluate.add_argument(
         "--data", help="problems: 'arithmetic', gsm8k, a file or a hub name (default: the run's)"
     )
     evaluate.add_argument(
         "--split", help="held-out split: test, or another that the data has (default: the run's, else test)"
     )
-    evaluate.add_argument("--problems", type=int, default=200, help="how many (default 200)")
+    evaluate.add_argument(
+        "--problems", type=int, default=200, help="how many problems or tasks (default 200)"
+    )
     evaluate.add_argument("--samples", type=int, default=8, help="samples per problem (default 8)")
     evaluate.add_argument("--k", type=int, nargs="+", default=[1, 4, 8], help="k of pass@k (default 1 4 8)")
     evaluate.add_argument("--temperature", type=float, default=1.0, help="of the samples (default 1.0)")
     evaluate.add_argument(
-        "--max-tokens", type=int, help="new tokens per answer (default: the run's, else 512)"
+        "--max-tokens", type=int, help="new tokens per answer or dialogue (default: the run's, else 512)"
     )
     evaluate.add_argument("--batch-size", type=int, default=64, help="rows decoded at once (default 64)")
     evaluate.add_argument("--seed", type=int, default=0)
@@ -114,8 +119,10 @@ def _quiet_libraries() -> None:
     """Keep the libraries' own bars and deprecation notes, which nobody can act upon, out of the way."""
     import warnings
 
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
+    disable_progress_bars()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\b")
 

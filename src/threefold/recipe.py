@@ -104,6 +104,35 @@ class Prompt(_Part):
     """Replaces the style's system message."""
 
 
+class Environment(_Part):
+    """What the agent acts in, in place of problems; `threefold.environments` builds it."""
+
+    name: str | None = None
+    """A short name ("toy") or "package.module:name" of a class, or of a function that makes an environment;
+    None trains on problems."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class or function."""
+    rewards: dict[str, float] = Field(default_factory=dict)
+    """Weight of each episode reward channel, or of "success"; empty takes the class's `channels`, 1 each."""
+    tasks: int | None = Field(None, ge=1)
+    """Training tasks; None is one for each prompt of the run."""
+    turns: int = Field(16, ge=1)
+    turn_tokens: int = Field(64, ge=1)
+    """New tokens the agent may write in one turn."""
+    completion_tokens: int | None = Field(None, ge=1)
+    """Tokens after the opening, the environment's included; None is training.max_completion_tokens."""
+
+
+class WarmStart(_Part):
+    """Supervised training on an environment's demonstrations before reinforcement learning starts."""
+
+    dialogues: int = Field(0, ge=0)
+    """Demonstrations to learn from; 0 is off."""
+    epochs: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(8, ge=1)
+
+
 class Speedups(_Part):
     """The same gradient for less; see docs/speed.md. One that would not be exact stays off and says why."""
 
@@ -199,6 +228,8 @@ class Recipe(_Part):
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
     prompt: Prompt = Field(default_factory=Prompt)
+    environment: Environment = Field(default_factory=Environment)
+    warm_start: WarmStart = Field(default_factory=WarmStart)
     credit: Credit = Field(default_factory=Credit)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)
@@ -248,7 +279,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{path} must hold a mapping of {', '.join(Recipe.model_fields)}, found {type(data).__name__}"
         )
     for override in overrides:
-        _apply(data, override)
+        apply_override(data, override)
     return parse_recipe(data, str(path))
 
 
@@ -266,7 +297,8 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one key of a recipe's mapping: `dotted.key=value`, the value as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(

@@ -10,6 +10,7 @@ import pytest
 from threefold.envs.base import EpisodeScore, Observation, Task
 from threefold.envs.toy import EchoThenNext
 from threefold.rollout.driver import Limits, Start, run_episodes
+from threefold.rollout.samplers import Sample
 from threefold.trajectory import Trajectory
 
 EOS = 1
@@ -251,3 +252,44 @@ def test_a_template_that_rewrites_earlier_turns_is_named(tokenizer):
     )
     (episode,) = play(tokenizer, [start(3)], scripted(tokenizer, ["3"]))
     assert "the chat template changes earlier turns" in episode.ended
+
+
+class Talks:
+    """A session that says what it is told, and remembers how it was asked."""
+
+    def __init__(self, tokenizer, *turns):
+        self.tokenizer, self.spoken = tokenizer, iter(turns)
+        self.asked: list[tuple[list[int], list[int], list[int]]] = []
+        self.closed = 0
+
+    def turn(self, dialogues, contexts, max_new_tokens):
+        self.asked.append((list(dialogues), [len(c) for c in contexts], list(max_new_tokens)))
+        ids = [(*self.tokenizer(text)["input_ids"], EOS) for text in next(self.spoken)]
+        return [Sample(row, (-0.5,) * len(row), "stop") for row in ids]
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_session_is_asked_for_the_live_dialogues_by_their_number_and_closed(tokenizer):
+    class Short(EchoThenNext):
+        def step(self, action_text):
+            observation = super().step(action_text)
+            return Observation(terminated=True) if "!" in action_text else observation
+
+    session = Talks(tokenizer, ["3", "!", "5"], ["4", "6"])
+    starts = [start(3), start(4, member=1), start(5, member=2)]
+    episodes = play(tokenizer, starts, session, Short, turn_tokens=4, completion_tokens=11)
+    # An opening is 6 tokens; then 2 were said and "<eos>u:+\na:" is 6 more, of which the end token was said.
+    assert session.asked == [([0, 1, 2], [6, 6, 6], [4, 4, 4]), ([0, 2], [14, 14], [3, 3])]
+    assert session.closed == 1
+    scripted_too = scripted(tokenizer, ["3", "!", "5"], ["4", "6"])
+    again = play(tokenizer, starts, scripted_too, Short, turn_tokens=4, completion_tokens=11)
+    assert episodes == again
+
+
+def test_a_session_is_closed_when_generation_fails(tokenizer):
+    session = Talks(tokenizer)
+    with pytest.raises(StopIteration):  # it has nothing to say
+        play(tokenizer, [start(3)], session)
+    assert session.closed == 1

@@ -8,127 +8,28 @@ import logging
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+from architectures import (
+    ENDS,
+    VOCABULARY,
+    count_forwards,
+    gemma3,
+    gpt2,
+    llama,
+    lora,
+    mamba,
+    own_cache,
+    qwen2,
+    teacher_forced,
 )
 
 from threefold.rollout.samplers import SamplingParameters
 from threefold.rollout.samplers.transformers import TransformersSampler
 
-VOCABULARY = 97
-ENDS = [7, 17, 27, 37, 47]  # several, so that samples end at many different lengths
 RAGGED = [[5, 3, 8, 9, 20, 31], [4], [60, 61], [5, 3, 8, 9, 20, 31], [12] * 11]
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.25,  # spread logits: with the default all tokens are about equally probable
-    "eos_token_id": ENDS,
-    "bos_token_id": 1,
-    "pad_token_id": 0,
-}
-
-
-def llama(**options):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES | options)).eval()
-
-
-def qwen2():
-    torch.manual_seed(1)
-    return Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()
-
-
-def gemma3():
-    """Sliding windows of four tokens in the first layer, which the prompts and answers exceed."""
-    torch.manual_seed(2)
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=4, layer_types=layers)).eval()
-
-
-def gpt2():
-    """Learned absolute positions: a wrong position id under left padding would show at once."""
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, pad_token_id=0
-    )
-    config.eos_token_id, config.bos_token_id, config.initializer_range = ENDS, 1, 0.25
-    return GPT2LMHeadModel(config).eval()
-
-
-def mamba():
-    """No keys and values: its cache holds states, under another name."""
-    torch.manual_seed(4)
-    sizes = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "eos_token_id")}
-    return MambaForCausalLM(MambaConfig(**sizes, pad_token_id=0, initializer_range=0.25)).eval()
-
-
-def lora():
-    torch.manual_seed(5)
-    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-    return get_peft_model(qwen2(), config).eval()
-
-
-class Opaque:
-    """A cache that offers the model what it reads, and nothing that would copy or remove rows."""
-
-    def __init__(self, inner):
-        self._inner = inner
-
-    def __getattr__(self, name):
-        if name in ("reorder_cache", "batch_select_indices", "batch_repeat_interleave"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-
-class LlamaWithItsOwnCache(LlamaForCausalLM):
-    def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, **options
-    ):
-        inner = past_key_values._inner if past_key_values is not None else None
-        output = super().forward(input_ids, attention_mask, position_ids, inner, **options)
-        output.past_key_values = Opaque(output.past_key_values)
-        return output
-
-
-def own_cache():
-    torch.manual_seed(0)
-    return LlamaWithItsOwnCache(LlamaConfig(**SIZES)).eval()
-
-
-def count_forwards(model):
-    """Shapes of `input_ids` of every forward from here on."""
-    shapes = []
-    model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
-    return shapes
 
 
 def greedy(model, prompts, tokens=24, **options):
     return TransformersSampler(model, **options).generate(prompts, SamplingParameters(tokens, temperature=0))
-
-
-def teacher_forced(model, prompt, sample, temperature=1.0):
-    ids = torch.tensor([[*prompt, *sample.token_ids]])
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    return (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0].numpy()
 
 
 @pytest.mark.parametrize("make", [llama, qwen2, gemma3, gpt2, mamba, lora])

@@ -10,8 +10,9 @@ import torch
 from datasets import Dataset
 
 from threefold import GRPO, Limits, ThreefoldTrainer
-from threefold.envs.base import EpisodeScore, Observation
+from threefold.envs.base import EpisodeScore, Observation, Task
 from threefold.envs.toy import EchoThenNext
+from threefold.training.play import starts_of
 from threefold.trajectory import read_jsonl
 
 
@@ -251,3 +252,47 @@ def test_a_judge_that_gives_no_score_is_unscorable(build, tmp_path):
     records = list(read_jsonl(tmp_path / "run" / "rollouts.jsonl"))
     assert all(r.trajectory.ended == "terminated" for r in records)
     assert all(r.trajectory.rewards == {"echo": None} for r in records)
+
+
+def test_our_sampler_keeps_the_dialogues_cache_and_its_logprobs_are_the_policys(build, tmp_path):
+    """The record's log-probabilities, sampled from the kept cache, are those of the update's forward."""
+    seen = []
+
+    class Watched(Kept):
+        def _play_episodes(self, prompts, trainer):
+            hook = self.model.register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+            )
+            try:
+                return super()._play_episodes(prompts, trainer)
+            finally:
+                hook.remove()
+
+    trainer = played(
+        lambda cls, **options: build(Watched, **options),
+        {"max_steps": 1},
+        sampler="threefold",
+        run_dir=tmp_path / "run",
+    )
+    assert len(trainer.outputs) == 1
+    assert seen[0] == (4, 6)  # four openings for sixteen episodes
+    assert sum(columns > 1 for _, columns in seen) == 2
+    for record in read_jsonl(tmp_path / "run" / "rollouts.jsonl"):
+        segment = record.trajectory.segments[0]
+        cut = segment.prompt_length
+        told = record.token_signals["logp"][0][cut:]
+        for turn, sampled, scored in zip(segment.turn_ids[cut:], segment.logprobs[cut:], told, strict=True):
+            assert (sampled is None) == (turn < 0)
+            if turn >= 0:
+                assert scored == pytest.approx(sampled, abs=1e-5)
+
+
+def test_tasks_are_found_by_the_rows_id_and_a_missing_one_is_named():
+    tasks = {"a": Task("a", {"digit": 3, "deep": {"x": [1]}}), "b": Task("b", {"digit": 5})}
+    where = {"first_row": 2, "first_group": 7, "group_size": 2, "seed": 40, "tasks": tasks}
+    rows = [{"prompt": "", "id": "b"}, {"prompt": "", "id": "b"}, {"prompt": "", "id": "a"}]
+    starts = starts_of(rows, **where)
+    assert [s.task for s in starts] == [tasks["b"], tasks["b"], tasks["a"]]
+    assert [(s.group_id, s.member, s.seed) for s in starts] == [(8, 0, 48), (8, 1, 48), (9, 0, 49)]
+    with pytest.raises(ValueError, match="id 'c', which is none of the 2 tasks"):
+        starts_of([{"prompt": "", "id": "c"}], **where)

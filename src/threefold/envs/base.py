@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from threefold.trajectory import Trajectory, Violation
 
@@ -75,4 +75,30 @@ class Environment(Protocol):
 
     def close(self) -> None:
         """Give back what the episode holds (processes, files)."""
+        ...
+
+
+Split = Literal["train", "test"]
+"""Tasks to learn from, or held-out ones."""
+
+
+class TaskSource(Protocol):
+    """`tasks` of an environment that recipes can name: a static or class method, or a function in its
+    module."""
+
+    def __call__(self, split: Split, size: int, seed: int) -> Sequence[Task]:
+        """Up to `size` tasks of a split with different ids, fewer only where there are no more.
+
+        The same arguments give the same tasks, and no task is in both splits. Held-out tasks are asked for
+        with seed 0, whatever the run's seed.
+        """
+        ...
+
+
+class DemonstrationSource(Protocol):
+    """`demonstrations`, found like `tasks`: what a warm start learns from. Optional."""
+
+    def __call__(self, split: Split, size: int, seed: int) -> Sequence[Sequence[Message]]:
+        """Up to `size` whole dialogues. Each begins with the messages of an opening, as `reset` gives them;
+        only what has the role "assistant" is learnt."""
         ...

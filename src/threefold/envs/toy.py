@@ -9,8 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from threefold.envs.base import EpisodeScore, Observation, Task
+from threefold.envs.base import EpisodeScore, Message, Observation, Split, Task
 from threefold.trajectory import Trajectory
+
+HELD_OUT = (3, 7)
+"""Digits that no training task shows."""
 
 
 class EchoThenNext:
@@ -57,3 +60,25 @@ class EchoThenNext:
 
     def close(self) -> None:
         self._turn = 0
+
+    @staticmethod
+    def tasks(split: Split, size: int, seed: int) -> list[Task]:
+        """Digits drawn at random; 3 and 7 are held out."""
+        digits = [digit for digit in range(10) if (digit in HELD_OUT) == (split == "test")]
+        if split == "test":
+            return [Task(f"test-{digit}", {"digit": digit}) for digit in digits[:size]]
+        chance = random.Random(seed)
+        return [Task(f"train-{i}", {"digit": chance.choice(digits)}) for i in range(size)]
+
+    @staticmethod
+    def demonstrations(split: Split, size: int, seed: int) -> list[list[Message]]:
+        """Both turns said right."""
+        return [
+            [
+                {"role": "user", "content": str(digit)},
+                {"role": "assistant", "content": str(digit)},
+                {"role": "user", "content": "+"},
+                {"role": "assistant", "content": str((digit + 1) % 10)},
+            ]
+            for digit in (task.fields["digit"] for task in EchoThenNext.tasks(split, size, seed))
+        ]

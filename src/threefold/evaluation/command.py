@@ -1,9 +1,12 @@
-"""`threefold eval`: pass@1 greedy, avg@k and pass@k of a model or a run, with intervals."""
+"""`threefold eval`: pass@1 greedy, avg@k and pass@k of a model or a run, with intervals; in an environment
+also broken rules and rewards."""
 
 from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from threefold.environments import named_environment
+from threefold.evaluation.episodes import SHARES, EpisodeEvaluation, evaluate_episodes, sessions
 from threefold.evaluation.evaluate import Evaluation, evaluate
-from threefold.models import TINY, load_model
-from threefold.recipe import Recipe, RecipeError, load_recipe, parse_recipe
+from threefold.models import TINY, context_length, load_model, load_tokenizer
+from threefold.recipe import Recipe, RecipeError, apply_override, load_recipe, parse_recipe
+from threefold.rollout.samplers import SamplingParameters
 from threefold.tasks import ARITHMETIC, TINY_ARITHMETIC, held_out_problems, questioner
 
 
@@ -27,12 +33,17 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     Raises:
         RecipeError: A run directory holds no model, a number is out of range, or a prompt is too long.
     """
-    import torch
-
-    from threefold.rollout.samplers.transformers import TransformersSampler
-
     _check(options)
-    recipe, folder = _find(options.model, options.data)
+    recipe, folder = _find(options.model, options.data, options.overrides)
+    measure = _on_problems if recipe.environment.name is None else _in_environment
+    results = measure(options, recipe, folder)
+    figures = {"model": options.model, "evaluations": [result.to_json() for result in results]}
+    if options.output:
+        options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _on_problems(options: Namespace, recipe: Recipe, folder: str | None) -> list[Evaluation]:
     if options.split is not None:
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"test_split": options.split})}
@@ -41,14 +52,10 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     ask = questioner(recipe, folder)
     problems = held_out_problems(recipe, options.problems, options.data)
     ask.check_lengths(options.data or recipe.data.test or recipe.data.train, problems, max_tokens)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    model = _load(recipe, folder, dtype).to(device).eval()
-    sampler = TransformersSampler(model, ask.tokenizer, batch_size=options.batch_size)
+    sampler = _sampler(recipe, folder, ask.tokenizer, options)
     results = []
     with Progress(disable=options.quiet, transient=True) as bars:
-        for temperature, samples, ks in ((0.0, 1, [1]), (options.temperature, options.samples, options.k)):
-            task = bars.add_task("greedy" if temperature == 0 else f"{samples} samples a problem")
+        for name, temperature, samples, ks in _modes(options):
             results.append(
                 evaluate(
                     sampler,
@@ -62,14 +69,68 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
                     ks=ks,
                     max_new_tokens=max_tokens,
                     seed=options.seed,
-                    progress=partial(_advance, bars, task),
+                    progress=partial(_advance, bars, bars.add_task(name)),
                 )
             )
-    figures = {"model": options.model, "evaluations": [result.to_json() for result in results]}
     _print(results)
-    if options.output:
-        options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return figures
+    return results
+
+
+def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> list[EpisodeEvaluation]:
+    if options.data:
+        raise RecipeError(
+            f"--data names problems, but this is evaluated in the environment {recipe.environment.name}; "
+            "name another one with environment.name=..."
+        )
+    environment = named_environment(recipe)
+    if options.max_tokens:
+        limits = replace(environment.limits, completion_tokens=options.max_tokens)
+        environment = replace(environment, limits=limits)
+    limits = environment.limits
+    tokenizer = load_tokenizer(
+        folder or recipe.model.name,
+        revision=None if folder else recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    tasks = environment.tasks("test", options.problems, 0)
+    sampler = _sampler(recipe, folder, tokenizer, options)
+    environment.check(tokenizer, context_length(sampler.model.config), tasks, options.seed)
+    results = []
+    with Progress(disable=options.quiet, transient=True) as bars:
+        for name, temperature, samples, ks in _modes(options):
+            results.append(
+                evaluate_episodes(
+                    sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
+                    tokenizer,
+                    tasks,
+                    environment.make,
+                    limits=limits,
+                    temperature=temperature,
+                    samples=samples,
+                    ks=ks,
+                    seed=options.seed,
+                    progress=partial(_advance, bars, bars.add_task(name)),
+                )
+            )
+    _print_episodes(environment.name, results)
+    return results
+
+
+def _modes(options: Namespace) -> list[tuple[str, float, int, list[int]]]:
+    """(name, temperature, samples, k of pass@k) of what is measured."""
+    sampled = (f"{options.samples} samples each", options.temperature, options.samples, options.k)
+    return [("greedy", 0.0, 1, [1]), sampled]
+
+
+def _sampler(recipe: Recipe, folder: str | None, tokenizer: Any, options: Namespace) -> Any:
+    import torch
+
+    from threefold.rollout.samplers.transformers import TransformersSampler
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = _load(recipe, folder, dtype).to(device).eval()
+    return TransformersSampler(model, tokenizer, batch_size=options.batch_size)
 
 
 def _advance(bars: Progress, task: Any, done: int, total: int) -> None:
@@ -86,14 +147,17 @@ def _check(options: Namespace) -> None:
         raise RecipeError(f"--k {too_large[0]} needs 1 <= k <= --samples, which is {options.samples}")
 
 
-def _find(name: str, problems: str | None) -> tuple[Recipe, str | None]:
+def _find(name: str, problems: str | None, overrides: Sequence[str]) -> tuple[Recipe, str | None]:
     """The recipe to ask as, and the folder of trained weights where `name` is a run directory."""
     path = Path(name)
     if not (path / "config.yaml").exists():
         # The way of asking depends on the problems; the tiny model knows one kind alone.
         default = TINY_ARITHMETIC if name == TINY else ARITHMETIC
-        return parse_recipe({"model": {"name": name}, "data": {"train": problems or default}}), None
-    recipe = load_recipe(path / "config.yaml")
+        data: dict[str, Any] = {"model": {"name": name}, "data": {"train": problems or default}}
+        for override in overrides:
+            apply_override(data, override)
+        return parse_recipe(data), None
+    recipe = load_recipe(path / "config.yaml", overrides)
     if (path / "model").is_dir():
         return recipe, str(path / "model")
     checkpoints = sorted(
@@ -117,7 +181,11 @@ def _load(recipe: Recipe, folder: str | None, dtype: Any) -> Any:
         return load_model(folder, dtype, trust_remote_code=recipe.model.trust_remote_code)
     from peft import PeftModel
 
-    base = load_model(recipe.model.name, dtype, **options)
+    warm_started = next((p / "base" for p in Path(folder).parents[:2] if (p / "base").is_dir()), None)
+    if warm_started is not None:
+        base = load_model(str(warm_started), dtype, trust_remote_code=recipe.model.trust_remote_code)
+    else:
+        base = load_model(recipe.model.name, dtype, **options)
     return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
@@ -157,5 +225,28 @@ def _print(results: list[Evaluation]) -> None:
     )
 
 
-def _interval(value: Any) -> str:
+def _print_episodes(name: str, results: list[EpisodeEvaluation]) -> None:
+    table = Table("measure", *("greedy" if r.mode == "greedy" else f"T = {r.temperature:g}" for r in results))
+    for score in dict.fromkeys(score for result in results for score in result.scores):
+        cells = [result.scores.get(score) for result in results]
+        shown = [_interval(c, share=score in SHARES) if c is not None else "not scored" for c in cells]
+        table.add_row(score, *shown)
+    last = results[-1]
+    for k, solved in last.pass_at.get("success", {}).items():
+        table.add_row(f"pass@{k}", *[""] * (len(results) - 1), _interval(solved))
+    console = Console(highlight=False)
+    console.print(table)
+    ended = ", ".join(f"{why} {count}" for why, count in last.ended.items())
+    console.print(
+        f"{last.problems} tasks of {name}, {last.samples} episodes each; 95 % intervals, bootstrapped over "
+        f"tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} tokens of the agent "
+        "an episode"
+    )
+    if last.failures:
+        console.print(f"{len(last.failures)} episodes failed and count in no score: {last.failures[0]}")
+
+
+def _interval(value: Any, *, share: bool = True) -> str:
+    if not share:
+        return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
     return f"{value.mean:.1%} [{value.low:.1%}, {value.high:.1%}]"

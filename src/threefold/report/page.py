@@ -218,32 +218,36 @@ def _results(run: Run) -> str:
         names = dict.fromkeys(name for e in (before, after) if e for name in e.scores)
         for name in names:
             gain = next((g.value for g in run.gains if (g.score, g.mode) == (name, mode)), None)
+            percent = not any(e and name in e.in_own_units for e in (before, after))
             rows.append(
                 f"<tr><th scope=row>{escape(name)}</th><td>{escape(mode)}</td>"
-                f"<td>{_interval(before.scores.get(name) if before else None)}</td>"
-                f"<td>{_interval(after.scores.get(name) if after else None)}</td>"
-                f"<td>{_interval(gain, signed=True)}</td></tr>"
+                f"<td>{_interval(before.scores.get(name) if before else None, percent=percent)}</td>"
+                f"<td>{_interval(after.scores.get(name) if after else None, percent=percent)}</td>"
+                f"<td>{_interval(gain, signed=True, percent=percent)}</td></tr>"
             )
     return (
         "<section><h2>Result</h2><p class=lead>Score on held-out problems before and after training, in "
-        "percent, with its interval; the gain is paired by problem.</p>"
+        "percent (reward channels of an environment in their own units), with its interval; the gain is "
+        "paired by problem.</p>"
         "<div class=scroll><table class=results><thead><tr>"
         "<th>score</th><th>mode</th><th>before</th><th>after</th><th>gain</th></tr></thead><tbody>"
         f"{''.join(rows)}</tbody></table></div>{_conditions(run.evaluations)}{_by_difficulty(run.evaluations)}</section>"
     )
 
 
-def _interval(value: Interval | None, *, signed: bool = False) -> str:
-    """Percent with one decimal; a gain that the interval separates from zero is set in bold."""
+def _interval(value: Interval | None, *, signed: bool = False, percent: bool = True) -> str:
+    """Percent with one decimal, or three decimals; a gain that the interval separates from zero is set in
+    bold."""
     if value is None:
         return '<span class="muted">not measured</span>'
-    sign = "+" if signed else ""
-    mean = f"{100 * value.mean:{sign}.1f}"
+    scale, form = (100, ".1f") if percent else (1, ".3f")
+    form = f"+{form}" if signed else form
+    mean = f"{scale * value.mean:{form}}"
     if value.low is None or value.high is None:
         return mean
     if signed and (value.low > 0 or value.high < 0):
         mean = f"<strong>{mean}</strong>"
-    return f'{mean} <span class="muted">[{100 * value.low:{sign}.1f}, {100 * value.high:{sign}.1f}]</span>'
+    return f'{mean} <span class="muted">[{scale * value.low:{form}}, {scale * value.high:{form}}]</span>'
 
 
 def _conditions(evaluations: Iterable[Evaluation]) -> str:

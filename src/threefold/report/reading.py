@@ -59,6 +59,8 @@ class Evaluation:
     """Mean by score, by difficulty."""
     calibration: Mapping[str, Any] = field(default_factory=dict)
     """Confidence against correctness, as evaluation.json has it; empty where it was not measured."""
+    in_own_units: frozenset[str] = frozenset()
+    """Scores that are no shares: an environment's reward channels."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,7 @@ def _evaluations(
                         for name, scores in entry.get("by_difficulty", {}).items()
                     },
                     calibration=_calibration(entry.get("calibration") or {}),
+                    in_own_units=frozenset(map(str, entry.get("in_own_units", ()))),
                 )
             )
         for entry in data.get("gains", ()):

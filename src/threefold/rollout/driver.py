@@ -1,7 +1,8 @@
 """Episodes of many turns, side by side: one environment a row, one batched call of the sampler a turn.
 
 The dialogue grows and is never tokenised twice: what the agent wrote stays as the sampler's ids, and only the
-environment's new messages are tokenised, each with the chat template's own markers around it.
+environment's new messages are tokenised, each with the chat template's own markers around it. A sampler that
+remembers dialogues (a `Session`) forwards only what is new; any other gets whole contexts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from threefold.envs.base import Environment, Message, Observation, Task
+from threefold.rollout.samplers import Session
 from threefold.trajectory import Opening, Segment, Trajectory, Turn, Violation
 
 
@@ -78,7 +80,7 @@ class _Row:
 def run_episodes(
     starts: Sequence[Start],
     make_environment: Callable[[], Environment],
-    generate: GenerateTurn,
+    generate: GenerateTurn | Session,
     tokenizer: Tokenizer,
     *,
     limits: Limits | None = None,
@@ -86,8 +88,9 @@ def run_episodes(
 ) -> list[Trajectory]:
     """Play every episode of `starts` to its end and score it.
 
-    Rows that have ended cost nothing more. An environment that raises ends its own episode with
-    `ended="error: ..."` and a None reward; the others go on.
+    Rows that have ended cost nothing more: they are not generated again, and a session gives their memory
+    back. A session is closed in the end, whatever happens. An environment that raises ends its own episode
+    with `ended="error: ..."` and a None reward; the others go on.
 
     Returns:
         One `Trajectory` for each start, in order.
@@ -101,17 +104,40 @@ def run_episodes(
             rows.append(_Row(start, environment))
         for row in rows:
             _guarded(row, partial(_open, row, tokenizer))
+        if isinstance(generate, Session):
+            open_environments.callback(generate.close)
         for turn in range(limits.turns):
-            live = [row for row in rows if not row.ended]
+            live = [number for number, row in enumerate(rows) if not row.ended]
             if not live:
                 break
-            budget = [limits.completion_tokens - row.completion_length for row in live]
-            outputs = generate([row.token_ids for row in live], min(limits.turn_tokens, max(budget)))
-            for row, left, (ids, logprobs) in zip(live, budget, outputs, strict=True):
-                _take_turn(row, turn, ids[:left], logprobs[:left] if logprobs else None, tokenizer, limits)
+            contexts = [rows[number].token_ids for number in live]
+            room = [
+                min(limits.turn_tokens, limits.completion_tokens - rows[number].completion_length)
+                for number in live
+            ]
+            outputs = _generate(generate, live, contexts, room)
+            for number, (ids, logprobs) in zip(live, outputs, strict=True):
+                _take_turn(rows[number], turn, ids, logprobs, tokenizer, limits)
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
+
+
+def _generate(
+    generate: GenerateTurn | Session,
+    dialogues: Sequence[int],
+    contexts: Sequence[Sequence[int]],
+    room: Sequence[int],
+) -> list[tuple[Sequence[int], Sequence[float] | None]]:
+    """One turn of each dialogue, of at most `room` tokens each."""
+    if isinstance(generate, Session):
+        samples = generate.turn(dialogues, contexts, room)
+        return [(sample.token_ids, sample.logprobs) for sample in samples]
+    outputs = generate(contexts, max(room))
+    return [
+        (ids[:most], logprobs[:most] if logprobs else None)
+        for (ids, logprobs), most in zip(outputs, room, strict=True)
+    ]
 
 
 def _guarded(row: _Row, act: Callable[[], None]) -> None:
@@ -160,7 +186,7 @@ def _take_turn(
         elif observation.done:
             row.ended = "terminated" if observation.terminated else "truncated"
         else:
-            answer = _between_turns(ids, observation.messages, tokenizer)
+            answer = between_turns(ids, observation.messages, tokenizer)
             if row.completion_length + len(answer) >= limits.completion_tokens:
                 row.ended = "length"
             else:
@@ -171,7 +197,7 @@ def _take_turn(
         row.turns.append(Turn(text=text))
 
 
-def _between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+def between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Tokens that close the agent's turn, say the environment's messages and open the next turn.
 
     A chat template renders whole conversations, so the piece is cut out of two renderings that differ only in

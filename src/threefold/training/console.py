@@ -13,11 +13,14 @@ from rich.table import Table
 
 from threefold.recipe import Recipe
 from threefold.training.batch import BatchPlan
+from threefold.training.work import Work
 
 _SCORES = {
     "strict": "right, in the asked format",
     "last_number": "right, by the last number",
     "format": "in the asked format",
+    "success": "succeeded",
+    "violation": "broke a rule",
 }
 
 
@@ -48,10 +51,10 @@ class Console:
             table.add_row(name, f"{number:,}", meaning)
         self._console.print(table)
 
-    def started(self, recipe: Recipe, plan: BatchPlan, *, seconds: float) -> None:
+    def started(self, recipe: Recipe, plan: BatchPlan, work: Work, *, seconds: float) -> None:
         self.print(
-            f"{recipe.model.name} learns {recipe.data.train} with {recipe.credit.method}: "
-            f"{recipe.training.steps} steps of {plan.prompts_per_step} problems x {plan.group_size} "
+            f"{recipe.model.name} learns {work.title} with {recipe.credit.method}: "
+            f"{recipe.training.steps} steps of {plan.prompts_per_step} {work.unit} x {plan.group_size} "
             f"episodes, seed {recipe.run.seed} (loaded in {seconds:.0f} s)"
         )
 
@@ -96,15 +99,18 @@ class Console:
         before = {e["mode"]: e for e in summary["evaluations"] if e["when"] == "before"}
         for after in (e for e in summary["evaluations"] if e["when"] == "after"):
             for name, value in after["scores"].items():
+                form = ".3f" if name in after.get("in_own_units", ()) else ".1%"
                 first = before.get(after["mode"], {}).get("scores", {}).get(name)
                 gain = gains.get((name, after["mode"]))
                 table.add_row(
                     _SCORES.get(name, name),
                     after["mode"],
-                    f"{first['mean']:.1%}" if first else "",
-                    f"{value['mean']:.1%}",
-                    f"{gain['mean']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]" if gain else "",
+                    f"{first['mean']:{form}}" if first else "",
+                    f"{value['mean']:{form}}",
+                    "{mean:+{form}} [{low:+{form}}, {high:+{form}}]".format(**gain, form=form)
+                    if gain
+                    else "",
                 )
         self._console.print(table)
-        problems = next(iter(summary["evaluations"]))["problems"]
-        self.print(f"{problems} held-out problems; intervals are bootstrapped over problems")
+        count, unit = next(iter(summary["evaluations"]))["problems"], summary["unit"]
+        self.print(f"{count} held-out {unit}; intervals are bootstrapped over {unit}")

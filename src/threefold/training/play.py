@@ -11,7 +11,13 @@ from threefold.trajectory import Trajectory
 
 
 def starts_of(
-    rows: Sequence[Mapping[str, Any]], *, first_row: int, first_group: int, group_size: int, seed: int
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    first_row: int,
+    first_group: int,
+    group_size: int,
+    seed: int,
+    tasks: Mapping[str, Task] | None = None,
 ) -> list[Start]:
     """Where each row's episode starts; group and seed come from the global row index, never from the process.
 
@@ -21,12 +27,24 @@ def starts_of(
         first_group: Number of groups before this batch.
         group_size: Members of a group.
         seed: The run's seed; the members of a group share `seed` + group.
+        tasks: Tasks by the rows' column `id`, where a row's own columns are not the task.
+
+    Raises:
+        ValueError: `tasks` does not hold a row's id.
     """
     starts = []
     for index, row in enumerate(rows, first_row):
         group = first_group + index // group_size
-        fields = {name: value for name, value in row.items() if name != "prompt"}
-        task = Task(id=str(row.get("id", row.get("task_id", group))), fields=fields)
+        if tasks is not None:
+            if row.get("id") not in tasks:
+                raise ValueError(
+                    f"a dataset row has the id {row.get('id')!r}, which is none of the {len(tasks)} tasks "
+                    "that were given; give tasks= for every row, or no tasks"
+                )
+            task = tasks[row["id"]]
+        else:
+            fields = {name: value for name, value in row.items() if name != "prompt"}
+            task = Task(id=str(row.get("id", row.get("task_id", group))), fields=fields)
         starts.append(Start(task, seed=seed + group, group_id=group, member=index % group_size))
     return starts
 

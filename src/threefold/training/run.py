@@ -5,22 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from threefold.envs import mathematics
-from threefold.envs.problems import Problem
+from threefold.credit import CreditEstimator
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
-from threefold.tasks import Questioner, held_out_problems, questioner, training_problems
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
-from threefold.training.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from threefold.evaluation.evaluate import Evaluation
+from threefold.training.run_directory import BASE_FOLDER, RunDirectory
+from threefold.training.warm_start import check_warm_start, warm_started
+from threefold.training.work import Work, work_of
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,8 @@ class Prepared:
 
     recipe: Recipe
     plan: BatchPlan
-    questioner: Questioner
-    train: tuple[Problem, ...]
-    test: tuple[Problem, ...]
-    longest_prompt: int
+    work: Work
+    credit: CreditEstimator | None
 
 
 def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
@@ -47,32 +42,39 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
         raise RecipeError(
             f"training.dynamic_sampling works on one process, this run has {processes}; leave it out"
         )
-    credit = build_credit(recipe.credit)
+    if recipe.training.dynamic_sampling is not None and recipe.environment.name is not None:
+        raise RecipeError(
+            "training.dynamic_sampling replaces problems, and this run plays episodes in the environment "
+            f"{recipe.environment.name}; leave it out"
+        )
+    work = work_of(recipe)
+    credit = _credit(recipe, work)
     if credit is not None:
-        credit.check(_reward_names(recipe), recipe.training.group_size)
-    train, evaluation = training_problems(recipe), recipe.evaluation
-    wanted = evaluation.before or evaluation.after
-    test = held_out_problems(recipe, evaluation.problems) if wanted else ()
-    ask = questioner(recipe)
-    room = recipe.training.max_completion_tokens
-    longest = max(
-        ask.check_lengths("data.train", train, room), ask.check_lengths("held-out data", test, room)
-    )
-    return Prepared(recipe, plan, ask, train, test, longest)
+        credit.check(list(work.rewards), recipe.training.group_size)
+    if recipe.warm_start.dialogues:
+        check_warm_start(recipe, work)
+    return Prepared(recipe, replace(plan, max_completion_tokens=work.completion_tokens), work, credit)
+
+
+def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
+    """The recipe's estimator, told which of the work's rewards is the outcome."""
+    credit: Any = build_credit(recipe.credit)
+    if is_dataclass(credit) and "outcome" in {field.name for field in fields(credit)}:
+        credit = replace(credit, outcome=work.outcome)  # type: ignore[type-var]
+    return credit
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
     """Print the complete recipe and the batch table, after every check that needs no weights."""
     prepared = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
     _trl_config(prepared, "checked-only", _dtype(recipe))
-    ask = prepared.questioner
+    work = prepared.work
     console.print(recipe.to_yaml())
-    console.batch_table(prepared.plan, prepared.longest_prompt)
+    console.batch_table(prepared.plan, work.longest_prompt)
+    train, test = work.sizes()
     console.print(
-        f"{len(prepared.train)} training problems, {len(prepared.test)} held out. First prompt:\n\n"
-        f"{ask.tokenizer.decode(ask.prompt_ids(prepared.train[0]))}\n\n"
-        f"(answer: {prepared.train[0].answer}). Everything that can be checked before the first step is in "
-        "order."
+        f"{train} training {work.unit}, {test} held out. First prompt:\n\n{work.first_prompt()}\n\n"
+        "Everything that can be checked before the first step is in order."
     )
 
 
@@ -101,7 +103,7 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     if main:
         run.write_config(recipe.to_yaml())
         run.write_environment(recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model))
-    console.started(recipe, prepared.plan, seconds=time.perf_counter() - started)
+    console.started(recipe, prepared.plan, prepared.work, seconds=time.perf_counter() - started)
     evaluations = _before(prepared, trainer, run, console, resume)
     checkpoint = run.latest_checkpoint() if resume else None
     if checkpoint is not None and main:
@@ -116,50 +118,26 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
 
 
 def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> Any:
-    from datasets import Dataset
     from transformers import PrinterCallback
 
     from threefold.training.trainer import ThreefoldTrainer
     from threefold.training.trl_seam import Speedups
 
     recipe = prepared.recipe
-    weights, _ = _dtype(recipe)
-    model = load_model(
-        recipe.model.name,
-        weights,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    ask = prepared.questioner
-    rows = [
-        {
-            "prompt": ask.prompt(p),
-            "answer": p.answer,
-            "question": p.question,
-            "id": p.id,
-            "difficulty": p.difficulty,
-        }
-        for p in prepared.train
-    ]
-    rewards: list[Any] = [mathematics.accuracy_reward(ask.answer_format)]
-    if recipe.credit.format_weight:
-        rewards.append(mathematics.format_reward(ask.answer_format))
     trainer = ThreefoldTrainer(
-        model=model,
-        reward_funcs=rewards,
+        model=_initial_model(prepared, run, console),
         args=_trl_config(prepared, str(run.path / "checkpoints"), _dtype(recipe)),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=ask.tokenizer,
+        processing_class=prepared.work.tokenizer,
         peft_config=_peft(recipe),
         callbacks=[StopOnInterrupt()],
-        credit=build_credit(recipe.credit),
-        answer_format=ask.answer_format,
+        credit=prepared.credit,
         run_dir=run,
         signals_every=recipe.training.signals_every,
         signals_base=recipe.training.signals_base,
         dynamic_sampling=_dynamic_sampling(recipe),
         sampler=_sampler(recipe, prepared.plan.processes),
         speedups=Speedups(**recipe.training.speedups.model_dump()),
+        **prepared.work.trainer_options(),
     )
     updates = recipe.training.updates_per_step
     trainer.remove_callback(PrinterCallback)
@@ -171,6 +149,23 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> A
         )
     )
     return trainer
+
+
+def _initial_model(prepared: Prepared, run: RunDirectory, console: Console) -> Any:
+    """The weights that learning starts from: the recipe's model, warm-started where it says so."""
+    recipe = prepared.recipe
+    weights, autocast = _dtype(recipe)
+    options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
+    if not recipe.warm_start.dialogues:
+        return load_model(recipe.model.name, weights, revision=recipe.model.revision, **options)
+    folder = warm_started(
+        recipe, prepared.work, weights, console.print, processes=prepared.plan.processes, bf16=autocast
+    )
+    model = load_model(str(folder), weights, **options)
+    if recipe.model.lora is not None and int(os.environ.get("RANK", "0")) == 0:
+        # An adapter is of no use without the weights it was trained on.
+        model.save_pretrained(run.path / BASE_FOLDER)
+    return model
 
 
 def _sampler(recipe: Recipe, processes: int) -> Any:
@@ -186,10 +181,6 @@ def _dynamic_sampling(recipe: Recipe) -> Any:
 
     settings = recipe.training.dynamic_sampling
     return None if settings is None else DynamicSampling(**settings.model_dump())
-
-
-def _reward_names(recipe: Recipe) -> list[str]:
-    return ["accuracy", "format"] if recipe.credit.format_weight else ["accuracy"]
 
 
 def _dtype(recipe: Recipe) -> tuple[Any, bool]:
@@ -217,7 +208,7 @@ def _trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) ->
         "gradient_accumulation_steps": plan.micro_batches,
         "steps_per_generation": plan.steps_per_generation,
         "num_generations": plan.group_size,
-        "max_completion_length": training.max_completion_tokens,
+        "max_completion_length": plan.max_completion_tokens,
         "max_steps": training.steps * plan.updates_per_step,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler,
@@ -233,7 +224,7 @@ def _trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) ->
         "mask_truncated_completions": training.mask_truncated,
         "gradient_checkpointing": training.gradient_checkpointing,
         "scale_rewards": recipe.credit.scale or "group",
-        "reward_weights": [1.0, recipe.credit.format_weight] if recipe.credit.format_weight else None,
+        "reward_weights": list(prepared.work.rewards.values()),
         "save_strategy": "steps",
         "save_steps": training.save_every or training.steps * plan.updates_per_step,
         "save_total_limit": training.keep_checkpoints,
@@ -294,9 +285,7 @@ def _fit(trainer: Any, checkpoint: Path | None) -> bool:
 # -----------------------------------------------------------------------------------------------
 
 
-def _before(
-    prepared: Prepared, trainer: Any, run: RunDirectory, console: Console, resume: bool
-) -> list[Evaluation]:
+def _before(prepared: Prepared, trainer: Any, run: RunDirectory, console: Console, resume: bool) -> list[Any]:
     """Held-out success of the initial model; a resumed run reads what the first one measured."""
     if resume:
         return run.read_before()
@@ -315,7 +304,7 @@ def _finish(
     trainer: Any,
     run: RunDirectory,
     console: Console,
-    before: Sequence[Evaluation],
+    before: Sequence[Any],
     stopped: bool,
 ) -> None:
     from threefold.report import write_report
@@ -326,7 +315,7 @@ def _finish(
         trainer.save_model(str(run.path / "model"))
         if prepared.recipe.evaluation.after and trainer.accelerator.num_processes == 1:
             after = _evaluate(prepared, trainer, console, "after")
-            summary = summarise(before, after, trainer.state.global_step)
+            summary = summarise(prepared.work, before, after, trainer.state.global_step)
             run.write_after(after)
             run.write_evaluation(summary)
             console.learned(summary)
@@ -334,50 +323,25 @@ def _finish(
     console.print(f"report: {report}")
 
 
-def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Evaluation]:
-    from threefold.evaluation.evaluate import evaluate
-    from threefold.rollout.samplers.transformers import TransformersSampler
-
-    settings, training, ask = prepared.recipe.evaluation, prepared.recipe.training, prepared.questioner
+def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
-    sampler = TransformersSampler(model, ask.tokenizer, batch_size=settings.batch_size)
-    results = []
-    modes = [("sampled", training.temperature, settings.samples)] + (
-        [("greedy", 0.0, 1)] if settings.greedy else []
+    return prepared.work.evaluate(
+        model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total)
     )
-    for mode, temperature, samples in modes:
-        with console.evaluating(f"{when} training, {mode}", len(prepared.test) * samples) as progress:
-            results.append(
-                evaluate(
-                    sampler,
-                    ask.tokenizer,
-                    prepared.test,
-                    prompt=ask.prompt_ids,
-                    score=ask.scores,
-                    confidence=ask.confidence,
-                    temperature=temperature,
-                    samples=samples,
-                    max_new_tokens=training.max_completion_tokens,
-                    seed=settings.seed,
-                    progress=progress,
-                )
-            )
-    return results
 
 
-def summarise(before: Sequence[Evaluation], after: Sequence[Evaluation], step: int) -> dict[str, Any]:
+def summarise(work: Work, before: Sequence[Any], after: Sequence[Any], step: int) -> dict[str, Any]:
     """evaluation.json: both evaluations and the paired gain of each score, with bootstrap intervals over
-    problems."""
-    from threefold.evaluation.evaluate import paired_gain
-
+    problems or tasks."""
     gains = []
     for first, last in zip(before, after, strict=False):
         for name in first.scores:
-            gain = paired_gain(first, last, name)
-            gains.append(
-                {"score": name, "mode": first.mode, "mean": gain.mean, "low": gain.low, "high": gain.high}
-            )
+            gain = work.gain(first, last, name)
+            if gain is not None:
+                interval = {"mean": gain.mean, "low": gain.low, "high": gain.high}
+                gains.append({"score": name, "mode": first.mode, **interval})
     return {
+        "unit": work.unit,
         "evaluations": [e.to_json(when="before", step=0) for e in before]
         + [e.to_json(when="after", step=step) for e in after],
         "gains": gains,

@@ -8,6 +8,7 @@ before.json        the evaluation before training, problem by problem
 after.json         the same after training
 evaluation.json    success before and after, with intervals
 checkpoints/       TRL's checkpoints
+base/              the warm-started weights under a LoRA adapter
 report.html        `threefold view` writes it
 """
 
@@ -24,6 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from threefold.evaluation.episodes import EpisodeEvaluation
 from threefold.evaluation.evaluate import Evaluation
 from threefold.trajectory import Credited, to_json
 
@@ -31,6 +33,8 @@ ROLLOUT_BYTES = 64 * 2**20
 """A rollouts file is rotated when it has grown past this."""
 ROLLOUT_FILES = 8
 """Rotated files that are kept; the oldest is dropped, so a run's rollouts stay under about 600 MB."""
+BASE_FOLDER = "base"
+"""Folder of the warm-started weights that a run's LoRA adapter belongs to."""
 
 
 class RunDirectory:
@@ -84,21 +88,24 @@ class RunDirectory:
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         self._write_json("evaluation.json", evaluation)
 
-    def write_before(self, evaluations: Sequence[Evaluation]) -> None:
+    def write_before(self, evaluations: Sequence[Evaluation | EpisodeEvaluation]) -> None:
         """Keep the evaluation made before training, so that a resumed run can still say what was gained."""
         self._write_json("before.json", {"evaluations": [e.to_record() for e in evaluations]})
 
-    def write_after(self, evaluations: Sequence[Evaluation]) -> None:
+    def write_after(self, evaluations: Sequence[Evaluation | EpisodeEvaluation]) -> None:
         """Keep the evaluation after training problem by problem, so that runs can be compared in pairs."""
         self._write_json("after.json", {"evaluations": [e.to_record() for e in evaluations]})
 
-    def read_before(self) -> list[Evaluation]:
+    def read_before(self) -> list[Evaluation | EpisodeEvaluation]:
         """What `write_before` kept, or an empty list."""
         path = self.path / "before.json"
         if not path.exists():
             return []
         records = json.loads(path.read_text(encoding="utf-8"))["evaluations"]
-        return [Evaluation.from_record(record) for record in records]
+        return [
+            (EpisodeEvaluation if "task_ids" in record else Evaluation).from_record(record)
+            for record in records
+        ]
 
     def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
         line = {"step": step, "split": "train", "time": time.time(), **values}

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
 from threefold.credit.losses import check_loss
-from threefold.envs.base import Environment
+from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.training.callbacks import MetricsWriter
@@ -86,6 +86,8 @@ class ThreefoldTrainer(TrlSeam):
             every dataset row is a task (its columns are the task's fields). Without `reward_funcs` its
             `channels` are the reward functions.
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
+        tasks (mapping, *optional*): The environment's `Task` by the column `id` of the dataset rows. By
+            default a row's columns are the task's fields.
         signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
             the diagnostics even where the estimator does not need them; 0 never.
         signals_base (`bool`, defaults to False): Score the frozen initial model too at these steps, so that
@@ -94,8 +96,8 @@ class ThreefoldTrainer(TrlSeam):
         dynamic_sampling (`DynamicSampling`, *optional*): Replace groups that are dead by outcome by groups of
             other prompts (DAPO). On one process, with one-turn completions.
         sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
-            once for its group and drops finished rows; the distribution is the same, the random numbers are
-            not.
+            once for its group, drops finished rows, and keeps the cache of an environment's dialogues between
+            turns; the distribution is the same, the random numbers are not.
         speedups (`Speedups`, *optional*): What to compute more cheaply with the same gradient. None leaves
             TRL's micro-batches and forwards alone.
 
@@ -128,6 +130,7 @@ class ThreefoldTrainer(TrlSeam):
         base_model: PreTrainedModel | None = None,
         environment: Callable[[], Environment] | None = None,
         limits: Limits | None = None,
+        tasks: Mapping[str, Task] | None = None,
         signals_every: int = 0,
         signals_base: bool = False,
         dynamic_sampling: DynamicSampling | None = None,
@@ -147,6 +150,7 @@ class ThreefoldTrainer(TrlSeam):
         self.signals_base = signals_base
         self._environment = environment
         self._limits = limits or Limits()
+        self._tasks = tasks
         self._groups_seen = 0
         self._episodes_generated = 0
         self.step_in_words = ""
@@ -557,9 +561,14 @@ class ThreefoldTrainer(TrlSeam):
             first_group=self._groups_seen,
             group_size=group_size,
             seed=self.args.seed,
+            tasks=self._tasks,
         )
         trajectories = run_episodes(
-            starts, self._environment, self._generate_turn, self._tokenizer, limits=self._limits
+            starts,
+            self._environment,
+            self._session() or self._generate_turn,
+            self._tokenizer,
+            limits=self._limits,
         )
         return trl_rollout(
             trajectories, filler=self._tokenizer.eos_token_id, with_logprobs=bool(self.use_vllm)

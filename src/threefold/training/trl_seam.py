@@ -26,7 +26,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, disable_dropout_in_model
 
-from threefold.rollout.samplers import SamplingParameters
+from threefold.rollout.samplers import SamplingParameters, Session
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training import repack, shared_prompt
 from threefold.training.dynamic_sampling import Candidates
@@ -189,14 +189,20 @@ class TrlSeam(GRPOTrainer):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        parameters = SamplingParameters(
+        samples = self._own_sampler.generate(prompt_ids, self._sampling())
+        return [list(sample.token_ids) for sample in samples], None
+
+    def _sampling(self) -> SamplingParameters:
+        return SamplingParameters(
             max_new_tokens=self.generation_config.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or 0,
         )
-        samples = self._own_sampler.generate(prompt_ids, parameters)
-        return [list(sample.token_ids) for sample in samples], None
+
+    def _session(self) -> Session | None:
+        """Dialogues that keep their cache between turns, where our sampler generates; else None."""
+        return None if self._own_sampler is None else self._own_sampler.session(self._sampling())
 
     def _sample_ourselves(self, batch_size: int) -> None:
         """Generate with Threefold's sampler: prompts prefilled once a group, finished rows dropped.

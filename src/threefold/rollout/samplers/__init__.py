@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,31 @@ class Sampler(Protocol):
         Returns:
             `len(prompts) * samples_per_prompt` samples, prompt by prompt: those of prompt 0 first.
         """
+        ...
+
+
+@runtime_checkable
+class Session(Protocol):
+    """Dialogues that a sampler remembers from one turn to the next, so that only new tokens are forwarded."""
+
+    def turn(
+        self,
+        dialogues: Sequence[int],
+        contexts: Sequence[Sequence[int]],
+        max_new_tokens: Sequence[int],
+    ) -> list[Sample]:
+        """Continue dialogues by one turn.
+
+        Args:
+            dialogues: Number of each dialogue that goes on; one that is left out is over.
+            contexts: All tokens of each so far.
+            max_new_tokens: Most tokens of each one's turn, at least 1.
+
+        Returns:
+            One sample for each dialogue, in order.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what is remembered."""
         ...

@@ -28,6 +28,8 @@ from torch import Tensor
 from transformers import Cache
 
 from threefold.rollout.samplers import Sample, SamplingParameters
+from threefold.rollout.samplers.choosing import choose
+from threefold.rollout.samplers.dialogue import TransformersSession
 
 logger = logging.getLogger(__name__)
 
@@ -117,25 +119,45 @@ class TransformersSampler:
         """
         if samples_per_prompt < 1:
             raise ValueError(f"samples_per_prompt must be at least 1, got {samples_per_prompt}")
-        if seed is None:
-            seed = int(torch.randint(2**63 - 1, ()))
-        elif seed < 0:
-            raise ValueError(f"seed must be 0 or greater, got {seed}")
-        self._check(prompts, parameters.max_new_tokens)
+        seed = _seed(seed)
+        self.check(prompts, parameters.max_new_tokens)
         rows = [tuple(prompt) for prompt in prompts for _ in range(samples_per_prompt)]
         by_length = sorted(range(len(rows)), key=lambda row: (len(rows[row]), rows[row]))
         samples: dict[int, Sample] = {}
-        with _evaluation_mode(self.model), torch.no_grad():
+        with self.scoring():
             for begin in range(0, len(rows), self.batch_size):
                 batch = by_length[begin : begin + self.batch_size]
-                decoded = self._decode([rows[row] for row in batch], batch, parameters, seed)
+                draws_RT = _draws(seed, batch, parameters)
+                decoded = self.decode([rows[row] for row in batch], draws_RT, parameters)
                 samples.update(zip(batch, decoded, strict=True))
         return [samples[row] for row in range(len(rows))]
 
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    def session(
+        self, parameters: SamplingParameters, *, seed: int | None = None, keep_cache: bool = True
+    ) -> TransformersSession:
+        """Dialogues of many turns that keep their keys and values from one turn to the next.
+
+        Args:
+            parameters: How to draw; the most tokens of a turn are given with each turn.
+            seed: As in `generate`: dialogue d in turn k draws from a stream of its own.
+            keep_cache: False prefills every dialogue at every turn, with the same samples.
+        """
+        return TransformersSession(self, parameters, _seed(seed), keep_cache=keep_cache)
+
+    # What `generate` and a session are made of
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """The model in evaluation mode and without gradients."""
+        with _evaluation_mode(self.model), torch.no_grad():
+            yield
+
+    def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, first_row: int = 0) -> None:
+        """Raise ValueError for a prompt that cannot be continued by `max_new_tokens`; rows count from
+        `first_row`."""
         vocabulary = self.model.get_input_embeddings().num_embeddings
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for row, prompt in enumerate(prompts):
+        for row, prompt in enumerate(prompts, first_row):
             if len(prompt) == 0:
                 raise ValueError(
                     f"prompt {row} is empty: a prompt needs at least one token, such as the start token"
@@ -152,23 +174,22 @@ class TransformersSampler:
                     f"max_new_tokens to {max(context - len(prompt), 0)} or shorten the prompt"
                 )
 
-    def _end_tokens(self) -> frozenset[int]:
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a turn."""
         configuration = getattr(self.model, "generation_config", None)
         found = getattr(configuration, "eos_token_id", None)
         ends = {found} if isinstance(found, int) else set(found or ())
         of_tokenizer = getattr(self.tokenizer, "eos_token_id", None)
         return frozenset(ends if of_tokenizer is None else ends | {of_tokenizer})
 
-    def _decode(
+    def decode(
         self,
         prompts: Sequence[tuple[int, ...]],
-        places: Sequence[int],
+        draws_RT: Tensor | None,
         parameters: SamplingParameters,
-        seed: int,
     ) -> list[Sample]:
-        """Decode one batch to its end; `places` are the rows' places in the result, which key their draws."""
-        ends = self._end_tokens()
-        draws_RT = _draws(seed, places, parameters)
+        """Decode one batch to its end; `draws_RT` are each row's uniform numbers, None where greedy."""
+        ends = self.end_tokens()
         state = self._start(prompts)
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
@@ -208,7 +229,7 @@ class TransformersSampler:
         different = list(dict.fromkeys(prompts))
         place = {prompt: i for i, prompt in enumerate(different)}
         if self._may_reorder:
-            state = self._prefill(different)
+            state = self.prefill(different)
             if isinstance(state.cache, Cache):
                 state.keep([place[prompt] for prompt in prompts])
                 return state
@@ -219,9 +240,10 @@ class TransformersSampler:
                 type(self.model).__name__,
                 type(state.cache).__name__,
             )
-        return self._prefill(prompts)
+        return self.prefill(prompts)
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
+    def prefill(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
+        """Forward prompts, left-padded, one row each."""
         longest = max(map(len, prompts))
         ids_UL = torch.zeros(len(prompts), longest, dtype=torch.long)
         mask_UL = torch.zeros_like(ids_UL)
@@ -231,18 +253,18 @@ class TransformersSampler:
         device = self.model.get_input_embeddings().weight.device
         ids_UL, mask_UL = ids_UL.to(device), mask_UL.to(device)
         positions_UL = (mask_UL.cumsum(-1) - 1).clamp(min=0)
-        logits_UV, cache = self._forward(ids_UL, mask_UL, positions_UL, cache=None)
+        logits_UV, cache = self.forward(ids_UL, mask_UL, positions_UL, cache=None)
         return _Decoding(logits_UV, cache, mask_UL, positions_UL[:, -1] + 1)
 
     def _advance(self, state: _Decoding, tokens_R: Tensor) -> None:
         tokens_R = tokens_R.to(state.mask_RL.device)
         state.mask_RL = torch.cat([state.mask_RL, torch.ones_like(state.mask_RL[:, :1])], dim=1)
-        state.logits_RV, state.cache = self._forward(
+        state.logits_RV, state.cache = self.forward(
             tokens_R[:, None], state.mask_RL, state.position_R[:, None], state.cache
         )
         state.position_R = state.position_R + 1
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""
         optional = {"position_ids": positions, "logits_to_keep": 1}
         if cache is not None and self._cache_name == "cache_params":
@@ -263,50 +285,13 @@ class TransformersSampler:
         return output.logits[:, -1], cache
 
 
-def choose(
-    logits_RV: Tensor, parameters: SamplingParameters, draws_R: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The next token of each row and its log-probability.
-
-    A token is drawn by inverting the cumulative distribution at the row's own uniform number, so a row's
-    token depends on that row alone; torch.multinomial would tie it to the batch it happens to be in.
-
-    Args:
-        logits_RV: (R, V) of any floating type; computed with in fp32, the cumulative sum in fp64.
-        parameters: How to draw.
-        draws_R: (R,) uniform in [0, 1), fp64; None where the temperature is 0.
-
-    Returns:
-        tokens_R (int64) and logprobs_R (fp32): at the sampling temperature (1 where greedy) over all V.
-    """
-    logits_RV = logits_RV.float()
-    if draws_R is None:
-        logp_RV = logits_RV.log_softmax(-1)
-        tokens_R = logits_RV.argmax(-1)
-    else:
-        logp_RV = (logits_RV / parameters.temperature).log_softmax(-1)
-        tokens_R = _draw(logp_RV.exp(), draws_R, parameters)
-    return tokens_R, logp_RV.gather(-1, tokens_R[:, None])[:, 0]
-
-
-def _draw(probs_RV: Tensor, draws_R: Tensor, parameters: SamplingParameters) -> Tensor:
-    order_RV = None
-    if parameters.top_k or parameters.top_p < 1:
-        size = probs_RV.size(-1)
-        probs_RV, order_RV = probs_RV.topk(min(parameters.top_k or size, size), dim=-1)
-    cumulative_RV = probs_RV.cumsum(-1, dtype=torch.float64)
-    total_R1 = cumulative_RV[:, -1:]
-    if parameters.top_p < 1:
-        # A token stays while those more probable than it fall short of top_p; the first one always stays.
-        short_RV = cumulative_RV - probs_RV < parameters.top_p * total_R1
-        cumulative_RV = (probs_RV * short_RV).cumsum(-1, dtype=torch.float64)
-        total_R1 = cumulative_RV[:, -1:]
-    # Strictly below the total: the first cumulative value above it then belongs to a token that may be drawn.
-    target_R1 = torch.minimum(draws_R[:, None] * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
-    index_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
-    # Only NaN can pass the end: kept in range here, refused by its log-probability afterwards.
-    index_R1 = index_R1.clamp(max=cumulative_RV.size(-1) - 1)
-    return (index_R1 if order_RV is None else order_RV.gather(-1, index_R1))[:, 0]
+def _seed(seed: int | None) -> int:
+    """The given seed, or one from torch's global generator."""
+    if seed is None:
+        return int(torch.randint(2**63 - 1, ()))
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or greater, got {seed}")
+    return seed
 
 
 def _draws(seed: int, places: Sequence[int], parameters: SamplingParameters) -> Tensor | None:

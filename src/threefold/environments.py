@@ -1,0 +1,236 @@
+"""The environment that a recipe names: its class, its tasks, and the bounds of its episodes.
+
+Shared by training and evaluation, as `tasks.py` is for problems. A class, or a function that makes an
+environment of plain options, is found by a short name or as "package.module:name"; the hooks `tasks`,
+`channels` and `demonstrations` are looked for on it, then in its module.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from threefold.envs.base import Environment, Message, Split, Task
+from threefold.recipe import Recipe, RecipeError
+from threefold.rollout.driver import Limits, between_turns
+
+SHORT_NAMES = {"toy": "threefold.envs.toy:EchoThenNext"}
+"""Environments that come with the package."""
+
+SUCCESS = "success"
+"""The reward that is not a channel: whether the episode succeeded."""
+
+_OPENINGS_CHECKED = 64
+"""Tasks of a split that are opened before the first step; opening all may be slow."""
+
+
+@dataclass(frozen=True)
+class NamedEnvironment:
+    """An environment of a recipe, checked as far as can be without playing."""
+
+    name: str
+    """Name of the class or function."""
+    make: Callable[[], Environment]
+    limits: Limits
+    rewards: Mapping[str, float]
+    """Weight by episode reward channel ("success" included), in the recipe's order."""
+    source: Callable[..., Environment]
+    """The class or function."""
+
+    def tasks(self, split: Split, size: int, seed: int) -> tuple[Task, ...]:
+        """Up to `size` tasks of a split.
+
+        Raises:
+            RecipeError: There are none, they are no tasks, or two have one id.
+        """
+        hook = _hook(self.source, "tasks")
+        if hook is None:
+            raise RecipeError(
+                f"environment {self.name} offers no tasks: give the class a static method "
+                "`tasks(split, size, seed)` that returns a list of threefold.envs.Task, or its module such a "
+                "function"
+            )
+        tasks = tuple(_call(hook, split, size, seed, f"environment {self.name}: tasks"))[:size]
+        if not tasks:
+            raise RecipeError(f"environment {self.name}: tasks({split!r}, {size}, {seed}) returned none")
+        seen: set[str] = set()
+        for number, task in enumerate(tasks):
+            if not isinstance(task, Task):
+                raise RecipeError(
+                    f"environment {self.name}: task {number} of {split!r} is a {type(task).__name__}, "
+                    "expected a threefold.envs.Task"
+                )
+            if task.id in seen:
+                raise RecipeError(f"environment {self.name}: two tasks of {split!r} have the id {task.id!r}")
+            seen.add(task.id)
+        return tasks
+
+    def demonstrations(self, size: int, seed: int) -> tuple[Sequence[Message], ...]:
+        """Up to `size` demonstrations of the training split.
+
+        Raises:
+            RecipeError: The environment offers none.
+        """
+        hook = _hook(self.source, "demonstrations")
+        if hook is None:
+            raise RecipeError(
+                f"environment {self.name} offers no demonstrations, which warm_start.dialogues asks for: "
+                "give the class a static method `demonstrations(split, size, seed)` that returns lists of "
+                "chat messages, or set warm_start.dialogues to 0"
+            )
+        where = f"environment {self.name}: demonstrations"
+        found = tuple(_call(hook, "train", size, seed, where))[:size]
+        if not found:
+            raise RecipeError(
+                f"environment {self.name}: demonstrations('train', {size}, {seed}) returned none"
+            )
+        return found
+
+    def check(self, tokenizer: Any, context: int | None, tasks: Sequence[Task], seed: int) -> int:
+        """Open the first tasks and look at what the agent would see.
+
+        Returns:
+            The longest opening, in tokens.
+
+        Raises:
+            RecipeError: The tokenizer cannot render a dialogue, an opening fails, or an episode would not fit
+                the model's context; the message names the task.
+        """
+        if tokenizer.chat_template is None:
+            raise RecipeError(
+                f"environment {self.name} needs a model with a chat template; this tokenizer has none"
+            )
+        try:
+            between_turns([], [{"role": "user", "content": "."}], tokenizer)
+        except ValueError as error:
+            raise RecipeError(f"environment {self.name}: {error}") from error
+        longest = 0
+        room = self.limits.completion_tokens
+        for number, task in enumerate(tasks[:_OPENINGS_CHECKED]):
+            length = len(self.opening(tokenizer, task, seed + number))
+            if context is not None and length + room > context:
+                raise RecipeError(
+                    f"environment {self.name}, task {task.id}: the opening has {length} tokens, and with "
+                    f"{room} tokens of dialogue it passes the model's context of {context}; lower "
+                    "environment.completion_tokens or shorten the opening"
+                )
+            longest = max(longest, length)
+        return longest
+
+    def opening(self, tokenizer: Any, task: Task, seed: int) -> list[int]:
+        """Tokens of a task's opening, as the agent sees it.
+
+        Raises:
+            RecipeError: The environment cannot open the task.
+        """
+        environment = self.make()
+        try:
+            messages = list(environment.reset(task, seed, 0).messages)
+            return tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except (
+            Exception
+        ) as error:  # an environment may fail in any way; before the first step it is a refusal
+            raise RecipeError(
+                f"environment {self.name} cannot open task {task.id}: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            environment.close()
+
+
+def named_environment(recipe: Recipe) -> NamedEnvironment:
+    """The environment of a recipe whose `environment.name` is set.
+
+    Raises:
+        RecipeError: There is nothing of that name, it is no environment, an option does not fit, or a reward
+            is not one of its channels.
+    """
+    section = recipe.environment
+    assert section.name is not None
+    kind = _find(section.name)
+    try:
+        inspect.signature(kind).bind(**section.options)
+    except TypeError as error:
+        accepted = ", ".join(inspect.signature(kind).parameters) or "none"
+        raise RecipeError(
+            f"environment.options: {error} ({section.name} takes these options: {accepted})"
+        ) from error
+    limits = Limits(
+        turns=section.turns,
+        turn_tokens=section.turn_tokens,
+        completion_tokens=section.completion_tokens or recipe.training.max_completion_tokens,
+    )
+    make = partial(kind, **section.options)
+    return NamedEnvironment(kind.__name__, make, limits, _rewards(kind, section.rewards), kind)
+
+
+def _find(name: str) -> Callable[..., Environment]:
+    target = SHORT_NAMES.get(name, name)
+    module_name, colon, attribute = target.partition(":")
+    if not colon:
+        raise RecipeError(
+            f"environment.name = {name!r} is none of {', '.join(SHORT_NAMES)}, and not of the form "
+            f"package.module:Class{_nearest(name, SHORT_NAMES)}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(
+            f"environment.name = {name!r}: {module_name} cannot be imported: {error}"
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        callables = [key for key, value in vars(module).items() if callable(value)]
+        raise RecipeError(
+            f"environment.name = {name!r}: {module_name} has no class or function {attribute!r}"
+            f"{_nearest(attribute, callables)}"
+        )
+    missing = [
+        part for part in ("reset", "step", "score", "close") if not callable(getattr(found, part, None))
+    ]
+    if isinstance(found, type) and missing:
+        raise RecipeError(
+            f"environment.name = {name!r}: {attribute} is no environment, it lacks {', '.join(missing)}; "
+            "see docs/environments.md"
+        )
+    return found
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _rewards(kind: Callable[..., Environment], given: Mapping[str, float]) -> dict[str, float]:
+    channels = tuple(_attribute(kind, "channels") or ())
+    unknown = [name for name in given if channels and name not in (*channels, SUCCESS)]
+    if unknown:
+        raise RecipeError(
+            f"environment.rewards: {kind.__name__} has no channel {unknown[0]!r}; it has "
+            f"{', '.join((*channels, SUCCESS))}"
+        )
+    return dict(given) or dict.fromkeys(channels or (SUCCESS,), 1.0)
+
+
+def _call(hook: Any, split: Split, size: int, seed: int, where: str) -> Any:
+    try:
+        inspect.signature(hook).bind(split, size, seed)
+    except TypeError as error:
+        raise RecipeError(f"{where} must take (split, size, seed): {error}") from error
+    return hook(split, size, seed)
+
+
+def _hook(kind: Any, name: str) -> Any:
+    found = _attribute(kind, name)
+    return found if callable(found) else None
+
+
+def _attribute(kind: Any, name: str) -> Any:
+    """Of the class or function, else of its module; None on a class says that it has none."""
+    return getattr(kind, name) if hasattr(kind, name) else getattr(inspect.getmodule(kind), name, None)

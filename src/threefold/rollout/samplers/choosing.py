@@ -1,0 +1,54 @@
+"""The next token of each row, drawn from its logits at a uniform number of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from threefold.rollout.samplers import SamplingParameters
+
+
+def choose(
+    logits_RV: Tensor, parameters: SamplingParameters, draws_R: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability.
+
+    A token is drawn by inverting the cumulative distribution at the row's own uniform number, so a row's
+    token depends on that row alone; torch.multinomial would tie it to the batch it happens to be in.
+
+    Args:
+        logits_RV: (R, V) of any floating type; computed with in fp32, the cumulative sum in fp64.
+        parameters: How to draw.
+        draws_R: (R,) uniform in [0, 1), fp64; None where the temperature is 0.
+
+    Returns:
+        tokens_R (int64) and logprobs_R (fp32): at the sampling temperature (1 where greedy) over all V.
+    """
+    logits_RV = logits_RV.float()
+    if draws_R is None:
+        logp_RV = logits_RV.log_softmax(-1)
+        tokens_R = logits_RV.argmax(-1)
+    else:
+        logp_RV = (logits_RV / parameters.temperature).log_softmax(-1)
+        tokens_R = _draw(logp_RV.exp(), draws_R, parameters)
+    return tokens_R, logp_RV.gather(-1, tokens_R[:, None])[:, 0]
+
+
+def _draw(probs_RV: Tensor, draws_R: Tensor, parameters: SamplingParameters) -> Tensor:
+    order_RV = None
+    if parameters.top_k or parameters.top_p < 1:
+        size = probs_RV.size(-1)
+        probs_RV, order_RV = probs_RV.topk(min(parameters.top_k or size, size), dim=-1)
+    cumulative_RV = probs_RV.cumsum(-1, dtype=torch.float64)
+    total_R1 = cumulative_RV[:, -1:]
+    if parameters.top_p < 1:
+        # A token stays while those more probable than it fall short of top_p; the first one always stays.
+        short_RV = cumulative_RV - probs_RV < parameters.top_p * total_R1
+        cumulative_RV = (probs_RV * short_RV).cumsum(-1, dtype=torch.float64)
+        total_R1 = cumulative_RV[:, -1:]
+    # Strictly below the total: the first cumulative value above it then belongs to a token that may be drawn.
+    target_R1 = torch.minimum(draws_R[:, None] * total_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    index_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
+    # Only NaN can pass the end: kept in range here, refused by its log-probability afterwards.
+    index_R1 = index_R1.clamp(max=cumulative_RV.size(-1) - 1)
+    return (index_R1 if order_RV is None else order_RV.gather(-1, index_R1))[:, 0]

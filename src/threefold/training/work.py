@@ -1,0 +1,337 @@
+"""What a recipe trains on: problems with answers, or an environment's tasks. `run.py` handles both alike."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from threefold.environments import SUCCESS, NamedEnvironment, named_environment
+from threefold.envs import mathematics
+from threefold.envs.base import Task
+from threefold.envs.problems import Problem
+from threefold.models import context_length, load_tokenizer, resolve
+from threefold.recipe import OUTCOME, Recipe, RecipeError
+from threefold.tasks import Questioner, held_out_problems, questioner, training_problems
+
+if TYPE_CHECKING:
+    from threefold.evaluation.intervals import Interval
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+"""(what, how many) -> a context whose value takes (done, in all)."""
+
+
+class Work(Protocol):
+    """Everything about the task that training needs."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What is learnt, in a word or two."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What one of its tasks is called, in the plural."""
+        ...
+
+    @property
+    def longest_prompt(self) -> int:
+        """In tokens."""
+        ...
+
+    @property
+    def completion_tokens(self) -> int:
+        """Most tokens after the prompt."""
+        ...
+
+    @property
+    def rewards(self) -> Mapping[str, float]:
+        """Weight by reward function, in order."""
+        ...
+
+    @property
+    def outcome(self) -> str:
+        """The reward function that says right or wrong."""
+        ...
+
+    def sizes(self) -> tuple[int, int]:
+        """Tasks to learn from, and held out."""
+        ...
+
+    def first_prompt(self) -> str:
+        """What the model sees of the first training task, for a person to look at."""
+        ...
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Keyword arguments of `ThreefoldTrainer`: data, reward functions and how episodes are played."""
+        ...
+
+    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
+        """One evaluation of the held-out tasks for each mode."""
+        ...
+
+    def gain(self, before: Any, after: Any, score: str) -> Interval | None:
+        """Paired gain between two evaluations; None where nothing can be compared."""
+        ...
+
+
+def work_of(recipe: Recipe) -> Work:
+    """The work of a recipe, with every check that needs no weights.
+
+    Raises:
+        RecipeError, ValueError: Something cannot be used; the message names the key, the row or the task.
+    """
+    return _problems(recipe) if recipe.environment.name is None else _episodes(recipe)
+
+
+def _modes(recipe: Recipe) -> list[tuple[str, float, int]]:
+    """(mode, temperature, samples) of the held-out evaluations."""
+    sampled = ("sampled", recipe.training.temperature, recipe.evaluation.samples)
+    return [sampled, ("greedy", 0.0, 1)] if recipe.evaluation.greedy else [sampled]
+
+
+# Problems
+
+
+@dataclass(frozen=True)
+class Problems:
+    """Problems, each a question and an answer that can be verified."""
+
+    recipe: Recipe
+    questioner: Questioner
+    train: tuple[Problem, ...]
+    test: tuple[Problem, ...]
+    longest_prompt: int
+    unit = "problems"
+    outcome = OUTCOME
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.questioner.tokenizer
+
+    @property
+    def title(self) -> str:
+        return self.recipe.data.train
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.recipe.training.max_completion_tokens
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        weight = self.recipe.credit.format_weight
+        return {OUTCOME: 1.0, "format": weight} if weight else {OUTCOME: 1.0}
+
+    def sizes(self) -> tuple[int, int]:
+        return len(self.train), len(self.test)
+
+    def first_prompt(self) -> str:
+        text = self.tokenizer.decode(self.questioner.prompt_ids(self.train[0]))
+        return f"{text}\n\n(answer: {self.train[0].answer})"
+
+    def trainer_options(self) -> dict[str, Any]:
+        from datasets import Dataset
+
+        ask = self.questioner
+        rows = [
+            {
+                "prompt": ask.prompt(p),
+                "answer": p.answer,
+                "question": p.question,
+                "id": p.id,
+                "difficulty": p.difficulty,
+            }
+            for p in self.train
+        ]
+        rewards: list[Any] = [mathematics.accuracy_reward(ask.answer_format)]
+        if self.recipe.credit.format_weight:
+            rewards.append(mathematics.format_reward(ask.answer_format))
+        return {
+            "reward_funcs": rewards,
+            "train_dataset": Dataset.from_list(rows),
+            "answer_format": ask.answer_format,
+        }
+
+    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
+        from threefold.evaluation.evaluate import evaluate
+        from threefold.rollout.samplers.transformers import TransformersSampler
+
+        settings, ask = self.recipe.evaluation, self.questioner
+        sampler = TransformersSampler(model, self.tokenizer, batch_size=settings.batch_size)
+        results = []
+        for mode, temperature, samples in _modes(self.recipe):
+            with progress(mode, len(self.test) * samples) as advance:
+                results.append(
+                    evaluate(
+                        sampler,
+                        ask.tokenizer,
+                        self.test,
+                        prompt=ask.prompt_ids,
+                        score=ask.scores,
+                        confidence=ask.confidence,
+                        temperature=temperature,
+                        samples=samples,
+                        max_new_tokens=self.completion_tokens,
+                        seed=settings.seed,
+                        progress=advance,
+                    )
+                )
+        return results
+
+    def gain(self, before: Any, after: Any, score: str) -> Interval | None:
+        from threefold.evaluation.evaluate import paired_gain
+
+        return paired_gain(before, after, score)
+
+
+def _problems(recipe: Recipe) -> Problems:
+    evaluation = recipe.evaluation
+    train = training_problems(recipe)
+    wanted = evaluation.before or evaluation.after
+    test = held_out_problems(recipe, evaluation.problems) if wanted else ()
+    ask = questioner(recipe)
+    room = recipe.training.max_completion_tokens
+    longest = max(
+        ask.check_lengths("data.train", train, room), ask.check_lengths("held-out data", test, room)
+    )
+    return Problems(recipe, ask, train, test, longest)
+
+
+# Episodes
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Tasks that are played against an environment."""
+
+    recipe: Recipe
+    environment: NamedEnvironment
+    tokenizer: Any
+    train: tuple[Task, ...]
+    test: tuple[Task, ...]
+    longest_prompt: int
+    unit = "tasks"
+
+    @property
+    def title(self) -> str:
+        return self.environment.name
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.environment.limits.completion_tokens
+
+    @property
+    def rewards(self) -> Mapping[str, float]:
+        return self.environment.rewards
+
+    @property
+    def outcome(self) -> str:
+        return SUCCESS if SUCCESS in self.rewards else next(iter(self.rewards))
+
+    def sizes(self) -> tuple[int, int]:
+        return len(self.train), len(self.test)
+
+    def first_prompt(self) -> str:
+        ids = self.environment.opening(self.tokenizer, self.train[0], self.recipe.run.seed)
+        return self.tokenizer.decode(ids)
+
+    def trainer_options(self) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {
+            "reward_funcs": [_reward(name) for name in self.rewards],
+            "train_dataset": Dataset.from_list([{"prompt": "", "id": task.id} for task in self.train]),
+            "environment": self.environment.make,
+            "limits": self.environment.limits,
+            "tasks": {task.id: task for task in self.train},
+            "outcome": self.outcome,
+            "answer_format": self.recipe.prompt.answer_format,
+        }
+
+    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
+        from threefold.evaluation.episodes import evaluate_episodes, sessions
+        from threefold.rollout.samplers import SamplingParameters
+        from threefold.rollout.samplers.transformers import TransformersSampler
+
+        settings, limits = self.recipe.evaluation, self.environment.limits
+        sampler = TransformersSampler(model, self.tokenizer, batch_size=settings.batch_size)
+        results = []
+        for mode, temperature, samples in _modes(self.recipe):
+            with progress(mode, len(self.test)) as advance:
+                results.append(
+                    evaluate_episodes(
+                        sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
+                        self.tokenizer,
+                        self.test,
+                        self.environment.make,
+                        limits=limits,
+                        temperature=temperature,
+                        samples=samples,
+                        seed=settings.seed,
+                        progress=advance,
+                    )
+                )
+        return results
+
+    def gain(self, before: Any, after: Any, score: str) -> Interval | None:
+        from threefold.evaluation.episodes import paired_gain
+
+        return paired_gain(before, after, score)
+
+
+def _episodes(recipe: Recipe) -> Episodes:
+    from transformers import AutoConfig
+
+    environment, model = named_environment(recipe), recipe.model
+    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    tokenizer = load_tokenizer(model.name, **options)
+    context = context_length(AutoConfig.from_pretrained(resolve(model.name), **options))
+    training, evaluation = recipe.training, recipe.evaluation
+    size = recipe.environment.tasks or training.steps * training.prompts_per_step
+    train = environment.tasks("train", size, recipe.run.seed)
+    if len(train) < training.prompts_per_step:
+        raise RecipeError(
+            f"environment {environment.name} gives {len(train)} training tasks, fewer than "
+            f"training.prompts_per_step = {training.prompts_per_step}; lower it"
+            + (" or raise environment.tasks" if recipe.environment.tasks else "")
+        )
+    wanted = evaluation.before or evaluation.after
+    test = environment.tasks("test", evaluation.problems, 0) if wanted else ()
+    shared = {task.id for task in train} & {task.id for task in test}
+    if shared:
+        raise RecipeError(
+            f"environment {environment.name}: task {min(shared)!r} is in both splits, so nothing is held out"
+        )
+    longest = max(
+        environment.check(tokenizer, context, train, recipe.run.seed),
+        environment.check(tokenizer, context, test, evaluation.seed),
+    )
+    return Episodes(recipe, environment, tokenizer, train, test, longest)
+
+
+def _reward(channel: str) -> Callable[..., list[float | None]]:
+    """The reward function of an episode channel, or of success; None where an episode was not scored."""
+
+    def read(completions: Any, trajectory: Sequence[Any], **columns: Any) -> list[float | None]:
+        if channel == SUCCESS:
+            return [None if e.success is None else float(e.success) for e in trajectory]
+        scored = [e for e in trajectory if e.rewards]
+        known = dict.fromkeys(name for e in scored for name in e.rewards)
+        if scored and channel not in known:
+            nearest = difflib.get_close_matches(channel, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise RecipeError(
+                f"environment.rewards: no episode has the channel {channel!r}, they have {', '.join(known)}"
+                f"{hint}"
+            )
+        return [e.rewards.get(channel) for e in trajectory]
+
+    read.__name__ = channel
+    return read
