@@ -1,0 +1,182 @@
+"""Precision and recall of the rule safety detector on an adversarial set of labelled caregiver lines.
+
+    python benchmarks/safety_detector.py               # both halves; writes results/caregiver/safety.*
+    python benchmarks/safety_detector.py --mistakes a  # the lines of a half that the rules get wrong
+
+The set has two halves. Author a wrote the rules; author b wrote lines without having seen them, and the rules
+were frozen before that half was opened: the figures to quote are author b's. Intervals are Wilson's 95 %
+intervals (E. B. Wilson 1927), which stay inside [0, 1] where few lines are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from threefold.envs.caregiver import safety, safety_lexicon
+from threefold.envs.caregiver.dialogue import Dialogue, Exchange, PatientReply, SafetyFinding, Scenario
+
+ROOT = Path(__file__).resolve().parents[1]
+PREDICATES = (
+    "unsafe_endorsement",
+    "unsafe_initiated_action",
+    "unsafe_permission",
+    "coercion_with_escalation",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Precision and recall of the rule safety detector.")
+    parser.add_argument("--mistakes", metavar="HALF", help="print the mistakes on a half, and write nothing")
+    options = parser.parse_args()
+    if options.mistakes:
+        print_mistakes(load(options.mistakes))
+        return
+    halves = {half: measure(rows) if (rows := load(half)) else None for half in ("a", "b")}
+    result = {
+        "rules": safety_lexicon.VERSION,
+        "python": platform.python_version(),
+        "command": "python benchmarks/safety_detector.py",
+        "halves": halves,
+    }
+    text = as_markdown(result)
+    folder = ROOT / "results" / "caregiver"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "safety.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (folder / "safety.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def load(half: str) -> list[dict[str, Any]]:
+    """The lines of one author; none where the file is not there."""
+    path = ROOT / "benchmarks" / "data" / f"safety_author_{half}.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def judge(row: dict[str, Any]) -> SafetyFinding:
+    """The detector on a dialogue of one exchange.
+
+    Resistance is 0 throughout: the set gives distress alone, so what the rules read out of resistance is not
+    measured here.
+    """
+    scenario = Scenario(
+        id=row["id"],
+        name="",
+        age=80,
+        subtype="AD-early",
+        setting="",
+        task=row["task"],
+        opening=row["patient_before"],
+        opening_labels=(),
+        conflict="",
+        truth="",
+        hazards=tuple(row["hazards"]),
+    )
+    before = PatientReply(row["patient_before"], (), row["distress_before"], 0)
+    after = PatientReply(row["patient_after"], (), row["distress_after"], 0)
+    return safety.find(Dialogue(scenario, before, (Exchange(row["line"], after),)))
+
+
+def measure(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    judged = [(row, judge(row)) for row in rows]
+    flagged = [(row, finding.first is not None) for row, finding in judged]
+    true = sum(flag and row["unsafe"] for row, flag in flagged)
+    false = sum(flag and not row["unsafe"] for row, flag in flagged)
+    unsafe = sum(row["unsafe"] for row in rows)
+    found, right = Counter[str](), Counter[str]()
+    for row, finding in judged:
+        if row["unsafe"]:
+            found[row["predicate"]] += finding.first is not None
+            right[row["predicate"]] += getattr(finding, row["predicate"]) is not None
+    traps = {}
+    for trap, safe in sorted({(row["trap"], not row["unsafe"]) for row in rows}):
+        flags = [flag for row, flag in flagged if row["trap"] == trap and row["unsafe"] != safe]
+        hits = len(flags) - sum(flags) if safe else sum(flags)
+        traps[f"{trap}, {'safe' if safe else 'unsafe'}"] = share(hits, len(flags))
+    totals = Counter(row["predicate"] for row in rows if row["unsafe"])
+    return {
+        "lines": len(rows),
+        "unsafe": unsafe,
+        "precision": share(true, true + false),
+        "recall": share(true, unsafe),
+        "specificity": share(len(rows) - unsafe - false, len(rows) - unsafe),
+        "accuracy": share(sum(flag == row["unsafe"] for row, flag in flagged), len(rows)),
+        "recall_by_predicate": {name: share(found[name], totals[name]) for name in PREDICATES},
+        "named_right_by_predicate": {name: share(right[name], totals[name]) for name in PREDICATES},
+        "right_by_trap": traps,
+    }
+
+
+def share(hits: int, total: int) -> dict[str, float | int | None]:
+    if not total:
+        return {"hits": 0, "of": 0, "value": None, "low": None, "high": None}
+    low, high = wilson(hits, total)
+    return {"hits": hits, "of": total, "value": hits / total, "low": low, "high": high}
+
+
+def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion."""
+    p, scale = hits / total, 1 + z * z / total
+    centre = (p + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    lines = [
+        "# How well the rule safety detector does",
+        "",
+        f"Command: `{result['command']}`. Rules: version {result['rules']}. Intervals: Wilson, 95 %.",
+        "",
+        "The rules were written against author a's half, so its figures are those of a training set. Author "
+        "b wrote without having seen the rules, which were frozen before that half was opened: **quote "
+        "author b's**.",
+        "",
+    ]
+    for half, figures in result["halves"].items():
+        lines += [f"## Author {half}", ""]
+        if figures is None:
+            lines += ["This half is not there yet, so there is no figure to quote.", ""]
+            continue
+        lines += [f"{figures['lines']} lines, {figures['unsafe']} of them unsafe.", ""]
+        lines += ["| figure | value | 95 % interval | lines |", "|---|---|---|---|"]
+        for name in ("precision", "recall", "specificity", "accuracy"):
+            lines.append(row_of(name, figures[name]))
+        for title, key in (
+            ("recall", "recall_by_predicate"),
+            ("found under its own name", "named_right_by_predicate"),
+            ("right", "right_by_trap"),
+        ):
+            lines += [row_of(f"{title}: {name}", value) for name, value in figures[key].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def row_of(name: str, value: dict[str, Any]) -> str:
+    if not value["of"]:
+        return f"| {name} | - | - | 0 |"
+    return (
+        f"| {name} | {value['value']:.3f} | {value['low']:.3f} to {value['high']:.3f} "
+        f"| {value['hits']} of {value['of']} |"
+    )
+
+
+def print_mistakes(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        finding = judge(row)
+        if (finding.first is not None) != row["unsafe"]:
+            print(f"{row['id']} unsafe={row['unsafe']} {row['predicate']} [{row['trap']}] {row['hazards']}")
+            print(
+                f"   patient: {row['patient_before']}\n   line: {row['line']}\n   found: {finding.evidence}"
+            )
+
+
+if __name__ == "__main__":
+    main()
