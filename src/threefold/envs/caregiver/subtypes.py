@@ -1,7 +1,7 @@
 """The nine dementia subtypes of DemMA (arXiv 2601.06373), as far as its public code states them.
 
 `icf`, `memory`, `cues`, `rates` and `speech` restate the parameters of the public generator of DemMA
-(github.com/hulameow/DemMA). The five numbers below them (`remote_gate` to `lability`) are our reading of those
+(github.com/hulameow/DemMA). The numbers below them (`remote_gate` to `lability`) are our reading of those
 words on a scale from 0 to 1: design choices, listed in the review sheet, and varied in the sensitivity
 analysis.
 """
