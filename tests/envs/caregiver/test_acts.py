@@ -90,6 +90,7 @@ def test_every_act_has_a_line_that_shows_it_alone_or_in_context() -> None:
         Act.ACKNOWLEDGED_REDIRECT,
         Act.ABRUPT_TOPIC_CHANGE,
         Act.IGNORES,
+        Act.REPEATS_ITSELF,
     }
     assert {act for _, act in FOUND} | in_context == set(Act)
 
@@ -112,6 +113,13 @@ def test_a_correction_is_repeated_only_if_the_caregiver_corrected_before() -> No
     assert Act.REPEATED_CONTRADICTION not in tag(line, history=HEARD)
     assert Act.REPEATED_CONTRADICTION not in tag(line, history=("No, that's wrong.",))
     assert Act.REPEATED_CONTRADICTION in tag(line, history=(*HEARD, "That's not true.", "It is."))
+
+
+def test_saying_the_same_again_is_seen_and_saying_it_anew_is_not() -> None:
+    history = (*HEARD, "You sound worried about your wife.", "Yes.")
+    assert Act.REPEATS_ITSELF in tag("You sound so worried about your wife.", history=history)
+    assert Act.REPEATS_ITSELF not in tag("Tell me about her.", history=history)
+    assert Act.REPEATS_ITSELF not in tag(HEARD[0], history=history)
 
 
 def test_content_words_leave_out_what_carries_no_topic() -> None:

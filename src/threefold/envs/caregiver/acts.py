@@ -7,6 +7,7 @@ it misses what is said in words that no list foresees, and irony altogether. The
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from enum import StrEnum
@@ -79,6 +80,8 @@ class Act(StrEnum):
     """More than one question in a turn."""
     LONG = "long"
     """More than `LONG_WORDS` words."""
+    REPEATS_ITSELF = "repeats-itself"
+    """Says nearly the words of an earlier turn again."""
     SAYS_NOTHING = "says-nothing"
 
 
@@ -96,7 +99,7 @@ def _load() -> tuple[dict[Act, tuple[re.Pattern[str], ...]], frozenset[str]]:
     def expand(pattern: str) -> re.Pattern[str]:
         for name, alternatives in words.items():
             pattern = pattern.replace(f"<{name}>", alternatives)
-        return re.compile(pattern)
+        return re.compile(pattern, re.MULTILINE)  # a line a sentence
 
     patterns = {Act(act): tuple(map(expand, lines)) for act, lines in data["patterns"].items()}
     return patterns, frozenset(data["without_topic"].split())
@@ -133,11 +136,8 @@ def tag(text: str, *, history: History = (), name: str = "") -> frozenset[Act]:
     if not words:
         return frozenset({Act.SAYS_NOTHING})
     sentences = [s.strip() for s in _SENTENCE.findall(said) if s.strip()]
-    acts = {
-        act
-        for act, patterns in _PATTERNS.items()
-        if any(pattern.search(sentence) for sentence in sentences for pattern in patterns)
-    }
+    lined = "\n".join(sentences)
+    acts = {act for act, patterns in _PATTERNS.items() if any(pattern.search(lined) for pattern in patterns)}
     if Act.DEFERRAL in acts and not _cares_beside_the_time(said):
         acts.discard(Act.CARE_BID)  # "after lunch" names a time and asks nobody to eat
     acts |= _of_questions(sentences)
@@ -234,9 +234,26 @@ _TAKES_UP = frozenset(
 """Acts that answer what was said, whatever else they do."""
 
 
+@functools.lru_cache(maxsize=4096)
+def _words_of(line: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(plain(line)))
+
+
+def _repeats(said: str, before: Sequence[str]) -> bool:
+    """Whether three in four of all words are shared with one of the lines before."""
+    words = set(_WORD.findall(said))
+    for line in before:
+        others = _words_of(line)
+        if others and len(words & others) >= 0.75 * len(words | others):
+            return True
+    return False
+
+
 def _of_context(acts: set[Act], said: str, words: Sequence[str], history: History) -> set[Act]:
     """Acts that only show against what was said before."""
     found = set()
+    if _repeats(said, history[1::2]):
+        found.add(Act.REPEATS_ITSELF)
     if Act.CONTRADICTION in acts and any(Act.CONTRADICTION in tag(line) for line in history[1::2]):
         found.add(Act.REPEATED_CONTRADICTION)
     if not history:

@@ -24,7 +24,7 @@ HABIT = 3.0
 """Weight of a label that is a habit of the subtype. Design choice."""
 RARE = 0.25
 """Weight of the physical ways to resist beside the verbal ones, within a tier. Design choice."""
-MIXED = 0.1
+MIXED = 0.02
 """Weight of a smile together with a sign of distress. Design choice."""
 
 
