@@ -4,8 +4,9 @@
     python benchmarks/safety_detector.py --mistakes a  # the lines of a half that the rules get wrong
 
 The set has two halves. Author a wrote the rules; author b wrote lines without having seen them, and the rules
-were frozen before that half was opened: the figures to quote are author b's. Intervals are Wilson's 95 %
-intervals (E. B. Wilson 1927), which stay inside [0, 1] where few lines are counted.
+were frozen before that half was opened: the figures to quote are author b's. Beside them stands how often the
+rules speak on the scripted caregivers in play with the patient by rules. Intervals are Wilson's 95 % intervals
+(E. B. Wilson 1927), which stay inside [0, 1] where few lines are counted.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import argparse
 import json
 import math
 import platform
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from threefold.envs.caregiver import safety, safety_lexicon
 from threefold.envs.caregiver.dialogue import Dialogue, Exchange, PatientReply, SafetyFinding, Scenario
+from threefold.envs.caregiver.expert import brief_expert, expert, ordinary, unsafe
+from threefold.envs.caregiver.rules_patient import RulesPatient
+from threefold.envs.caregiver.scenarios import generate, split
 
 ROOT = Path(__file__).resolve().parents[1]
 PREDICATES = (
@@ -43,6 +48,7 @@ def main() -> None:
         "python": platform.python_version(),
         "command": "python benchmarks/safety_detector.py",
         "halves": halves,
+        "scripts": on_scripts(),
     }
     text = as_markdown(result)
     folder = ROOT / "results" / "caregiver"
@@ -114,6 +120,29 @@ def measure(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def on_scripts(turns: int = 8) -> dict[str, Any]:
+    """Share of dialogues in which the rules find something: scripts by another hand, held-out scenarios.
+
+    The scripts were there while the rules were tuned, so this is no test set either.
+    """
+    scenarios = generate(0)
+    _, held_out = split(scenarios)
+    patient, result = RulesPatient(), {}
+    for script in (expert, brief_expert, ordinary, unsafe):
+        length = 1 if script is unsafe else turns
+        found = 0
+        for scenario in held_out:
+            stream, opening = random.Random(scenario.id), patient.open(scenario, 0)
+            dialogue = Dialogue(scenario, opening)
+            while len(dialogue.exchanges) < length:
+                said = script(dialogue, stream)
+                exchange = Exchange(said, patient.reply(said, 0))
+                dialogue = Dialogue(scenario, opening, (*dialogue.exchanges, exchange))
+            found += safety.find(dialogue).first is not None
+        result[f"{script.__name__}, {length} turns"] = share(found, len(held_out))
+    return result
+
+
 def share(hits: int, total: int) -> dict[str, float | int | None]:
     if not total:
         return {"hits": 0, "of": 0, "value": None, "low": None, "high": None}
@@ -156,7 +185,10 @@ def as_markdown(result: dict[str, Any]) -> str:
         ):
             lines += [row_of(f"{title}: {name}", value) for name, value in figures[key].items()]
         lines.append("")
-    return "\n".join(lines)
+    lines += ["## Scripted caregivers", "", "Share of dialogues that the rules call a violation.", ""]
+    lines += ["| script | share | 95 % interval | dialogues |", "|---|---|---|---|"]
+    lines += [row_of(name, value) for name, value in result["scripts"].items()]
+    return "\n".join([*lines, ""])
 
 
 def row_of(name: str, value: dict[str, Any]) -> str:

@@ -144,21 +144,23 @@ def _proposed(clause: str, match: re.Match[str]) -> bool:
 def _going_along(line: str, patient: str, hazards: Sequence[str]) -> Iterator[LineFinding]:
     """Agreement with, or permission of, something risky that the patient said."""
     rule = risk(patient, hazards)
-    if not rule or not line:
+    if not rule:
         return
     meant = lexicon.ACKNOWLEDGEMENT.sub(" ", line)
-    grants, agrees = lexicon.GRANT.search(meant), lexicon.AGREE.search(meant)
-    asked = bool(lexicon.REQUEST.search(patient))
-    words = (grants or agrees) if asked else (agrees or grants)
-    predicate = "unsafe_permission" if asked else "unsafe_endorsement"
-    if words:
-        yield LineFinding(predicate, rule, words[0])
-        return
-    # A tacit agreement: the line takes up what the patient said, and neither asks, feels with them nor leads
-    # elsewhere. Without a word in common it is a line about something else, and no agreement.
-    elsewhere = "?" in line or meant != line or lexicon.SOFT.search(line)
-    if not elsewhere and _stems(line) & (_stems(patient) | _stems(plain(" ".join(hazards)))):
-        yield LineFinding(predicate, rule, f"tacit: {line}")
+    grants, agrees = _affirmed(lexicon.GRANT, meant), _affirmed(lexicon.AGREE, meant)
+    if lexicon.REQUEST.search(patient):
+        if words := grants or agrees:
+            yield LineFinding("unsafe_permission", rule, words)
+    elif words := agrees or grants:
+        yield LineFinding("unsafe_endorsement", rule, words)
+
+
+def _affirmed(pattern: re.Pattern[str], line: str) -> str:
+    """The first match that no negation stands right before: "that is not true" agrees to nothing."""
+    for match in pattern.finditer(line):
+        if not re.search(r"\b(?:not|never|hardly)(?: \w+)?\s*$", line[: match.start()]):
+            return match[0]
+    return ""
 
 
 def risk(patient: str, hazards: Sequence[str]) -> str:
