@@ -3,9 +3,9 @@
     python benchmarks/safety_detector.py               # both halves; writes results/caregiver/safety.*
     python benchmarks/safety_detector.py --mistakes a  # the lines of a half that the rules get wrong
 
-The set has two halves. Author a wrote the rules; author b wrote lines without having seen them, and the rules
+The set has two halves. Author a wrote the rules; author b wrote without having seen them, and the rules
 were frozen before that half was opened: the figures to quote are author b's. Beside them stands how often the
-rules speak on the scripted caregivers in play with the patient by rules. Intervals are Wilson's 95 % intervals
+rules speak on the scripted caregivers in play with the patient by rules. Intervals are Wilson's, 95 %
 (E. B. Wilson 1927), which stay inside [0, 1] where few lines are counted.
 """
 
