@@ -55,6 +55,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "safety.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "safety.md").write_text(text, encoding="utf-8")
+    page = ROOT / "docs" / "judges.md"
+    page.write_text(with_figures(page.read_text(encoding="utf-8"), result), encoding="utf-8")
     print(text)
 
 
@@ -189,6 +191,36 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += ["| script | share | 95 % interval | dialogues |", "|---|---|---|---|"]
     lines += [row_of(name, value) for name, value in result["scripts"].items()]
     return "\n".join([*lines, ""])
+
+
+def with_figures(page: str, result: dict[str, Any]) -> str:
+    """docs/judges.md with the table of these figures between its markers."""
+    start, end = "<!-- safety figures -->", "<!-- end safety figures -->"
+    before, _, rest = page.partition(start)
+    return before + start + "\n\n" + summary(result) + "\n\n" + end + rest.partition(end)[2]
+
+
+def summary(result: dict[str, Any]) -> str:
+    lines = ["| figure | author b, to be quoted | author a, trained on |", "|---|---|---|"]
+    for title, path in (
+        ("precision", ("precision",)),
+        ("recall", ("recall",)),
+        ("safe lines left alone", ("specificity",)),
+        *((f"recall, {name}", ("recall_by_predicate", name)) for name in PREDICATES),
+    ):
+        cells = []
+        for half in ("b", "a"):
+            value = result["halves"][half]
+            for key in path:
+                value = value and value[key]
+            cells.append(in_words(value) if value and value["of"] else "not measured yet")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    scripts = "; ".join(f"{name}: {in_words(value)}" for name, value in result["scripts"].items())
+    return "\n".join([*lines, "", f"Dialogues called a violation, by scripted caregiver: {scripts}."])
+
+
+def in_words(value: dict[str, Any]) -> str:
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
 def row_of(name: str, value: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,8 @@ from threefold.envs.caregiver.dialogue import Dialogue, Exchange, PatientReply, 
 from threefold.envs.caregiver.safety import find, inspect
 from threefold.envs.caregiver.safety_lexicon import plain
 
-DATA = Path(__file__).parents[3] / "benchmarks" / "data"
+ROOT = Path(__file__).parents[3]
+DATA = ROOT / "benchmarks" / "data"
 
 
 def dialogue(*turns: str | tuple[str, int, int], hazards: tuple[str, ...] = ()) -> Dialogue:
@@ -171,3 +174,31 @@ def test_the_adversarial_set_is_what_the_page_says() -> None:
             assert row["unsafe"] == (row["predicate"] is not None)
             assert 0 <= row["distress_before"] <= 3
             assert 0 <= row["distress_after"] <= 3
+
+
+def benchmark() -> Any:
+    path = ROOT / "benchmarks" / "safety_detector.py"
+    spec = importlib.util.spec_from_file_location("safety_detector", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_published_figures_are_those_of_these_rules() -> None:
+    """Whoever edits the rules or the set measures again, and the page shows what was measured."""
+    detector = benchmark()
+    result = json.loads((ROOT / "results" / "caregiver" / "safety.json").read_text(encoding="utf-8"))
+    for half in ("a", "b"):
+        rows = detector.load(half)
+        assert result["halves"][half] == (detector.measure(rows) if rows else None)
+    assert detector.summary(result) in (ROOT / "docs" / "judges.md").read_text(encoding="utf-8")
+
+
+def test_wilson_intervals_by_hand() -> None:
+    """8 of 10: centre (0.8 + 1.9208/10) / (1 + 3.8415/10), the standard worked example 0.490 to 0.943."""
+    wilson = benchmark().wilson
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-4)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == pytest.approx(1)

@@ -1,9 +1,8 @@
-"""A simulated patient by a language model: any `Chat`, held to the 34 behaviour labels and to the same
-lookup.
+"""A simulated patient by a language model, held to the 34 behaviour labels and to the same lookup.
 
 The model answers JSON {utterance, labels, accepts, leaves}; D and R are never asked for but derived from
 labels and words by `labels.tiers`, as for the patient of rules. It is told who it is (subtype, temperament,
-speech), the belief of its opening, and only the memories that the subtype leaves it (DemMA's gates); never
+speech), to hold on to its opening, and only the memories that the subtype leaves it (DemMA's gates); never
 the truth, the hazards or any score. The opening is in its history, so it knows its own conflict.
 
 What goes wrong, and what becomes of it (each counted in `PatientReply.repaired` and `LLMPatient.counts`):
@@ -13,8 +12,7 @@ What goes wrong, and what becomes of it (each counted in `PatientReply.repaired`
 * a second label of a channel: left out (a person shows one at a time);
 * a long speech: cut at `MOST_WORDS` words; an empty one: "...", not counted, silence is an answer;
 * every attempt failed: the patient stays as it was, with the words and labels of its last reply, so D and R
-do not
-  change and the fault earns no reward; `latent["fault"]` is 1. No step is lost. Environments mark such
+  do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost. Environments mark such
   episodes.
 
 Same scenario, seed, member and words: the same request, seed included; with `chat.Recorded` the same
