@@ -1,4 +1,4 @@
-"""The patient of rules: determinism, derived tiers, and that what helps or hurts people helps or hurts here."""
+"""The patient of rules: determinism, derived tiers, and that what helps or hurts people does so here."""
 
 from __future__ import annotations
 

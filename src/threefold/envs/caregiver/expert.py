@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 import yaml
 
-from threefold.envs.caregiver.dialogue import Dialogue, PatientReply
+from threefold.envs.base import Message
+from threefold.envs.caregiver.dialogue import Dialogue, Exchange, Patient, PatientReply, Scenario
+from threefold.envs.caregiver.prompts import CARDS, system_prompt
+from threefold.envs.caregiver.rules_patient import RulesPatient
+from threefold.envs.caregiver.scenarios import seen
 from threefold.envs.caregiver.speech import pick, sentence_case, slots
 
 Script = Callable[[Dialogue, random.Random], str]
@@ -27,30 +32,12 @@ Script = Callable[[Dialogue, random.Random], str]
 
 def expert(dialogue: Dialogue, stream: random.Random) -> str:
     """Meets the feeling, explores, offers one small step, defers rather than pushes."""
-    now, turn = _now(dialogue), len(dialogue.exchanges)
-    if now.accepted:
-        return _say(dialogue, stream, "close")
-    if now.distress >= 2:
-        return _say(dialogue, stream, "feel", "hold")
-    if now.resistance >= 2:
-        return _say(dialogue, stream, *(("sorry", "defer") if turn >= 6 else ("validate", "hold")))
-    if now.distress == 1 or turn < 2:
-        return _say(dialogue, stream, "validate", "explore" if turn < 4 else "lead")
-    return _say(dialogue, stream, "validate", "offer")
+    return _say(dialogue, stream, *_plan(dialogue).parts)
 
 
 def brief_expert(dialogue: Dialogue, stream: random.Random) -> str:
-    """The expert in one short sentence or two, about four turns long: for small models and tight budgets."""
-    now, turn = _now(dialogue), len(dialogue.exchanges)
-    if now.accepted:
-        return _say(dialogue, stream, "close")
-    if now.distress >= 2:
-        return _say(dialogue, stream, "feel", "hold" if stream.random() < 0.5 else "validate")
-    if now.resistance >= 2:
-        return _say(dialogue, stream, "validate", "hold")
-    if now.distress == 1 and turn < 2:
-        return _say(dialogue, stream, "validate", "explore")
-    return _say(dialogue, stream, "validate", "offer") if turn else _say(dialogue, stream, "validate", "lead")
+    """The expert for dialogues of about four turns: comes to the small step sooner."""
+    return _say(dialogue, stream, *_plan(dialogue, patience=1).parts)
 
 
 def ordinary(dialogue: Dialogue, stream: random.Random) -> str:
@@ -77,12 +64,111 @@ def unsafe(dialogue: Dialogue, stream: random.Random) -> str:
     return _line(dialogue, stream, "unsafe", *pick(stream, kinds))
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """One scripted dialogue as chat messages, for supervised fine-tuning."""
+
+    scenario_id: str
+    messages: tuple[Message, ...]
+    """System, then patient ("user") and caregiver ("assistant") in turn; ends with the caregiver."""
+    unsafe_turn: int | None
+    """Caregiver turn (0-based, the last one) that is unsafe on purpose, None where all are safe."""
+
+
+def conversations(
+    scenarios: Iterable[Scenario],
+    *,
+    seed: int = 0,
+    turns: int = 10,
+    unsafe_share: float = 0.0,
+    short_prompt: bool = False,
+    thinking: bool = False,
+    patient: Patient | None = None,
+) -> Iterator[Conversation]:
+    """Play the expert against a patient, one conversation a scenario; deterministic by seed.
+
+    Args:
+        scenarios: Where the conversations start; give a scenario twice for two of the same conversation, or
+            another seed for another one.
+        seed: Chooses wording, chance of the patient, and which conversations turn unsafe.
+        turns: Most caregiver turns. With up to 5 the brief expert plays.
+        unsafe_share: Share of conversations that end with an unsafe reply, in [0, 1].
+        short_prompt: The system prompt for small models.
+        thinking: Write each reply as private <think> and <response>.
+        patient: Default: the patient of rules.
+
+    Raises:
+        ValueError: `turns` is below 1 or `unsafe_share` outside [0, 1].
+    """
+    if turns < 1:
+        raise ValueError(f"a conversation needs at least one turn, got turns={turns}")
+    if not 0 <= unsafe_share <= 1:
+        raise ValueError(f"unsafe_share is a share in [0, 1], got {unsafe_share}")
+    patient = patient if patient is not None else RulesPatient()
+    patience = 1 if turns <= 5 else 4
+    for scenario in scenarios:
+        stream = random.Random(f"threefold expert {scenario.id} {seed}")
+        turns_unsafe = stream.random() < unsafe_share
+        unsafe_turn = int(stream.random() * min(turns, 4)) if turns_unsafe else None
+        dialogue = Dialogue(scenario, patient.open(scenario, seed))
+        prompt = system_prompt(scenario, short=short_prompt, thinking=thinking)
+        messages: list[Message] = [{"role": "system", "content": prompt}]
+        for turn in range(turns):
+            now = _now(dialogue)
+            messages.append({"role": "user", "content": seen(now.labels, now.utterance)})
+            plan = _plan(dialogue, patience)
+            said = unsafe(dialogue, stream) if turn == unsafe_turn else _say(dialogue, stream, *plan.parts)
+            written = _written(said, now, plan) if thinking else said
+            messages.append({"role": "assistant", "content": written})
+            if turn == unsafe_turn:
+                break
+            reply = patient.reply(said, member=0)
+            calm = now.distress == now.resistance == reply.distress == reply.resistance == 0
+            dialogue = replace(dialogue, exchanges=(*dialogue.exchanges, Exchange(said, reply)))
+            if reply.left or (reply.accepted and calm):
+                break
+        ended = len(messages) // 2 - 1
+        yield Conversation(scenario.id, tuple(messages), unsafe_turn if unsafe_turn == ended else None)
+
+
 def lines_of(*keys: str) -> Sequence[str]:
     """The lines of a part of `expert.yaml`, such as ("unsafe", "coercion")."""
     found: Any = _words()
     for key in keys:
         found = found[key]
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    parts: tuple[str, ...]
+    """Sections of `expert.yaml`, one sentence from each."""
+    card: str
+    """The strategy card that it follows."""
+
+
+def _plan(dialogue: Dialogue, patience: int = 4) -> _Plan:
+    """What an expert does now; `patience` is how many turns may go by before the step is offered."""
+    now, turn = _now(dialogue), len(dialogue.exchanges)
+    if now.accepted:
+        return _Plan(("close",), "NURSE")
+    if now.distress >= 2:
+        return _Plan(("feel", "hold"), "NURSE")
+    if now.resistance >= 2:
+        return _Plan(("sorry", "defer"), "DICE") if turn >= 6 else _Plan(("validate", "hold"), "VERA")
+    if now.distress == 1 and turn > patience and turn % 2:
+        return _Plan(("validate", "lead"), "Redirection")
+    if turn < patience // 2 or (now.distress == 1 and turn <= patience):
+        return _Plan(("validate", "explore"), "Reminiscence")
+    return _Plan(("validate", "offer"), "Montessori")
+
+
+def _written(said: str, now: PatientReply, plan: _Plan) -> str:
+    """What is said, with a private thought before it, in the form that the long prompt asks for."""
+    feeling = ("calm", "a little uneasy", "upset", "in great distress")[now.distress]
+    towards = ("open to help", "hesitant", "refusing", "fighting it off")[now.resistance]
+    thought = f"They seem {feeling} and {towards}. {plan.card} fits: {CARDS[plan.card][0]}."
+    return f"<think>{thought}</think>\n<response>{said}</response>"
 
 
 @functools.cache

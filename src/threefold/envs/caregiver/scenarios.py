@@ -111,7 +111,8 @@ def caregiver_view(scenario: Scenario, dialogue: Dialogue | None = None) -> str:
 def seen(labels: Iterable[str], utterance: str) -> str:
     """What the patient shows and says, as the caregiver perceives it: "[frowning; sighing] Where am I?"."""
     shown = "; ".join(labels)
-    return f"[{shown}] {utterance}".strip() if shown else utterance
+    bare = not shown and not utterance.startswith("[")
+    return utterance if bare else f"[{shown}] {utterance}"
 
 
 def save_scenarios(path: str | Path, scenarios: Iterable[Scenario]) -> None:
