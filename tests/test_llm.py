@@ -305,9 +305,16 @@ def test_a_bad_answer_is_shown_to_the_model_with_the_complaint() -> None:
 
 
 def test_when_every_answer_is_bad_the_failures_are_counted() -> None:
-    with chat_server(["gibberish", Reply(status=404)]) as server:
+    with chat_server(["gibberish"]) as server:
         asked = ask_json(endpoint(server.url), Request(tuple(ASK)), positive, attempts=3)
     assert (asked.value, asked.failures, len(server.seen)) == (None, 3, 3)
+    assert "no JSON object" in asked.error
+
+
+def test_an_endpoint_that_gave_up_is_not_asked_again() -> None:
+    with chat_server(["gibberish", Reply(status=404), '{"x": 1}']) as server:
+        asked = ask_json(endpoint(server.url), Request(tuple(ASK)), positive, attempts=3)
+    assert (asked.value, asked.failures, len(server.seen)) == (None, 2, 2)
     assert "404" in asked.error
 
 

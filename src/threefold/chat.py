@@ -7,12 +7,13 @@ and replay, batches, and the reading of JSON answers. Standard library only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -83,7 +84,7 @@ class Request:
 
     def key(self, model: str) -> str:
         """SHA-256 of the model's name and everything that the answer may depend on."""
-        payload = {**asdict(self), "messages": [dict(m) for m in self.messages], "model": model}
+        payload = {**dataclasses.asdict(self), "messages": [dict(m) for m in self.messages], "model": model}
         text = json.dumps(payload, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -240,8 +241,9 @@ def ask_json(
 ) -> Asked[T]:
     """Ask for a JSON object until one can be read, telling the model each time what was wrong.
 
-    Never raises for an answer or a `ChatError`: after `attempts` the value is None and the failures are
-    counted.
+    Never raises for an answer or a `ChatError`: the value is None then, and the failures are counted. A
+    `ChatError` is not asked again here, since backends have tried again themselves: a dead endpoint must not
+    be waited for `attempts` times over.
 
     Args:
         chat: Who is asked.
@@ -250,42 +252,27 @@ def ask_json(
         read: Makes the value; raises ValueError with what is wrong, in words the model can act on.
         attempts: How often to ask, at least 1.
     """
-    failures, error = 0, ""
-    current = request
+    current, error = request, ""
     for attempt in range(attempts):
         try:
             answer = current.send(chat)
         except ChatError as failure:
-            failures, error = failures + 1, str(failure)
-            current = Request(
-                current.messages,
-                request.temperature,
-                request.max_tokens,
-                _later(request.seed, attempt + 1),
-                request.schema,
-            )
-            continue
+            return Asked(None, attempt + 1, str(failure))
         try:
-            return Asked(read(find_json(answer)), failures)
+            return Asked(read(find_json(answer)), attempt)
         except ValueError as failure:
-            failures, error = failures + 1, str(failure)
+            error = str(failure)
         complaint = f"That answer cannot be used: {error} Answer again with the JSON object alone."
-        current = Request(
-            (
+        current = dataclasses.replace(
+            request,
+            messages=(
                 *request.messages,
                 {"role": "assistant", "content": answer[-2000:] or "..."},
                 {"role": "user", "content": complaint},
             ),
-            request.temperature,
-            request.max_tokens,
-            _later(request.seed, attempt + 1),
-            request.schema,
+            seed=None if request.seed is None else request.seed + attempt + 1,
         )
-    return Asked(None, failures, error)
-
-
-def _later(seed: int | None, attempt: int) -> int | None:
-    return None if seed is None else seed + attempt
+    return Asked(None, attempts, error)
 
 
 def find_json(text: str) -> dict[str, Any]:

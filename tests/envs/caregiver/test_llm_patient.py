@@ -114,19 +114,19 @@ def test_a_bad_answer_is_asked_again(bad: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "script",
-    [["nothing but garbage"], [""], [Reply(status=500)], [Reply("late", delay_s=30)]],
+    ("script", "failures"),
+    [(["only garbage"], 2), ([""], 2), ([Reply(status=500)], 1), ([Reply("late", delay_s=30)], 1)],
     ids=["garbage", "empty", "500", "time-out"],
 )
-def test_when_the_model_fails_the_patient_stays_as_it_was(script: Any) -> None:
+def test_when_the_model_fails_the_patient_stays_as_it_was(script: Any, failures: int) -> None:
     with chat_server(script) as server:
         patient = LLMPatient(endpoint(server.url, timeout_s=0.1), attempts=2)
         opening = patient.open(SCENARIO, 1)
         reply = patient.reply("Hello.", 0)
     assert (reply.utterance, reply.labels) == (opening.utterance, opening.labels)
     assert (reply.distress, reply.resistance) == (opening.distress, opening.resistance)
-    assert (reply.repaired, reply.latent) == (2, {"fault": 1.0})
-    assert (patient.counts["faults"], patient.counts["unreadable"]) == (1, 2)
+    assert (reply.repaired, reply.latent) == (failures, {"fault": 1.0})
+    assert (patient.counts["faults"], patient.counts["unreadable"]) == (1, failures)
 
 
 def test_after_a_fault_the_dialogue_goes_on() -> None:

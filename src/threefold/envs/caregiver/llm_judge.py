@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from threefold.chat import Asked, Chat, Request, ask_json, in_parallel
-from threefold.envs.caregiver.dialogue import Dialogue, Judgement, SafetyFinding
+from threefold.envs.caregiver.dialogue import Dialogue, Judge, Judgement, SafetyFinding
 from threefold.envs.caregiver.judging import Prompt, as_example, item_schema, read_item
 from threefold.envs.caregiver.rule_judge import FIT_POINTS, GOAL_POINTS, RuleJudge, total
 
@@ -188,6 +188,24 @@ class LLMJudge:
         answers = in_parallel(one, asked, self._concurrency)
         self.failures += sum(answer.failures for answer in answers)
         return answers
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Implements `dialogue.Judge` by two: one for the rubrics, one for safety.
+
+    An environment that stops at a violation checks safety after every turn, which a language model makes slow
+    and dear: `Combined(LLMJudge(chat), RuleJudge())` asks it for the rubrics alone.
+    """
+
+    rubrics: Judge
+    safeguard: Judge
+
+    def judge(self, dialogues: Sequence[Dialogue]) -> Sequence[Judgement]:
+        return self.rubrics.judge(dialogues)
+
+    def safety(self, dialogues: Sequence[Dialogue]) -> Sequence[SafetyFinding | None]:
+        return self.safeguard.safety(dialogues)
 
 
 def _judgement(answers: Sequence[Asked[Items]]) -> Judgement:

@@ -7,16 +7,15 @@ the truth, the hazards or any score. The opening is in its history, so it knows 
 
 What goes wrong, and what becomes of it (each counted in `PatientReply.repaired` and `LLMPatient.counts`):
 
-* an answer that cannot be read, or none at all: asked again, telling what was wrong, up to `attempts`;
+* an answer that cannot be read: asked again, telling what was wrong, up to `attempts`;
 * an unknown label: the nearest of the 34 where one is near, else left out;
 * a second label of a channel: left out (a person shows one at a time);
 * a long speech: cut at `MOST_WORDS` words; an empty one: "...", not counted, silence is an answer;
-* every attempt failed: the patient stays as it was, with the words and labels of its last reply, so D and R
-  do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost. Environments mark such
-  episodes.
+* every attempt failed, or the endpoint gave up: the patient stays as it was, with the words and labels of its
+  last reply, so D and R do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost.
+  Environments mark such episodes.
 
-Same scenario, seed, member and words: the same request, seed included; with `chat.Recorded` the same
-dialogue.
+Same scenario, seed, member and words: the same request, seed included; with `chat.Recorded` the same dialogue.
 
 DemMA's own weights (Qwen3-8B) emit labels by a separate action head, which is not loaded here: run through
 `LocalChat` or a server they serve as a language model that is prompted, thinking off. This simulates for
