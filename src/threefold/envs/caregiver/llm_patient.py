@@ -15,7 +15,8 @@ What goes wrong, and what becomes of it (each counted in `PatientReply.repaired`
   last reply, so D and R do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost.
   Environments mark such episodes.
 
-Same scenario, seed, member and words: the same request, seed included; with `chat.Recorded` the same dialogue.
+Same scenario, seed, member and words: the same request, its seed included; with `chat.Recorded` the same
+dialogue.
 
 DemMA's own weights (Qwen3-8B) emit labels by a separate action head, which is not loaded here: run through
 `LocalChat` or a server they serve as a language model that is prompted, thinking off. This simulates for
