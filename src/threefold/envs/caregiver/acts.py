@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from enum import StrEnum
 from importlib import resources
 
@@ -131,6 +131,25 @@ def tag(text: str, *, history: History = (), name: str = "") -> frozenset[Act]:
         history: What was said before, patient first; without it nothing counts as ignored or repeated.
         name: The patient's name, so that its use is seen; without it only a title ("Mrs.") is.
     """
+    alone = _alone(text, name)
+    if Act.SAYS_NOTHING in alone:
+        return alone
+    return alone | _of_context(alone, plain(text), history)
+
+
+def tag_dialogue(dialogue: Dialogue) -> tuple[frozenset[Act], ...]:
+    """The acts of every caregiver turn of a dialogue, each seen with what was said before it."""
+    history = [dialogue.opening.utterance]
+    turns = []
+    for exchange in dialogue.exchanges:
+        turns.append(tag(exchange.caregiver, history=history, name=dialogue.scenario.name))
+        history += [exchange.caregiver, exchange.patient.utterance]
+    return tuple(turns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _alone(text: str, name: str = "") -> frozenset[Act]:
+    """The acts that an utterance shows by itself."""
     said = plain(text)
     words = _WORD.findall(said)
     if not words:
@@ -145,20 +164,10 @@ def tag(text: str, *, history: History = (), name: str = "") -> frozenset[Act]:
         acts.add(Act.USES_NAME)
     if len(words) > LONG_WORDS:
         acts.add(Act.LONG)
-    acts = _without_contrary(acts, said)
-    return frozenset(acts | _of_context(acts, said, words, history))
+    return frozenset(_without_contrary(acts, said))
 
 
-def tag_dialogue(dialogue: Dialogue) -> tuple[frozenset[Act], ...]:
-    """The acts of every caregiver turn of a dialogue, each seen with what was said before it."""
-    history = [dialogue.opening.utterance]
-    turns = []
-    for exchange in dialogue.exchanges:
-        turns.append(tag(exchange.caregiver, history=history, name=dialogue.scenario.name))
-        history += [exchange.caregiver, exchange.patient.utterance]
-    return tuple(turns)
-
-
+@functools.lru_cache(maxsize=4096)
 def content_words(text: str) -> frozenset[str]:
     """The words of a text that carry its topic, in lower case, plural s cut off."""
     found = (word.removesuffix("'s") for word in _WORD.findall(plain(text)))
@@ -249,12 +258,12 @@ def _repeats(said: str, before: Sequence[str]) -> bool:
     return False
 
 
-def _of_context(acts: set[Act], said: str, words: Sequence[str], history: History) -> set[Act]:
+def _of_context(acts: Set[Act], said: str, history: History) -> set[Act]:
     """Acts that only show against what was said before."""
     found = set()
     if _repeats(said, history[1::2]):
         found.add(Act.REPEATS_ITSELF)
-    if Act.CONTRADICTION in acts and any(Act.CONTRADICTION in tag(line) for line in history[1::2]):
+    if Act.CONTRADICTION in acts and any(Act.CONTRADICTION in _alone(line) for line in history[1::2]):
         found.add(Act.REPEATED_CONTRADICTION)
     if not history:
         return found

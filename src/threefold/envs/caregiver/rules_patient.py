@@ -41,8 +41,6 @@ PRESSING = frozenset({Act.CARE_BID, Act.COMMAND, Act.THREAT, Act.TAKEOVER})
 """Acts that press for care; only in such a turn can resistance rise."""
 HARSH = frozenset({Act.COMMAND, Act.THREAT, Act.TAKEOVER, Act.BELITTLE})
 """Acts under which no care step makes progress, and which undo an agreement."""
-ACUTE = 2.2
-"""Distress from which on reminiscence does little."""
 
 
 @dataclass
@@ -89,10 +87,9 @@ class RulesPatient:
         self._subtype = subtype(scenario.subtype)
         distress, resistance = self.lookup.tiers(scenario.opening_labels, scenario.opening)
         stream = random.Random(f"threefold patient {scenario.id} {seed}")
-        attachment = self.rules.constant("attachment_start") - 0.2 * stream.random()
-        self._state = _State(
-            float(distress), float(resistance), self.rules.constant("trust_start"), attachment
-        )
+        constant = self.rules.constant
+        attachment = constant("attachment_start") - constant("attachment_spread") * stream.random()
+        self._state = _State(float(distress), float(resistance), constant("trust_start"), attachment)
         self._history = [scenario.opening]
         return PatientReply(
             scenario.opening, scenario.opening_labels, distress, resistance, latent=self._latent()
@@ -136,7 +133,9 @@ class RulesPatient:
             soothe_r += max(-effect.resistance * gain, 0.0)
             trust += effect.trust * gain
             attachment += effect.attachment * gain
-        if not acts & PRESSING:
+        if acts & PRESSING:
+            push_r += constant("disinhibition") * kind.disinhibition
+        else:
             push_r = 0.0
         limit, slope, pull = constant("soothing_limit"), constant("slope"), constant("pull")
         state.trust = _clip(state.trust + trust, 0, 1)
@@ -170,21 +169,20 @@ class RulesPatient:
         effect = self.rules.effects[act]
         gain = 1.0
         if act in (Act.CONTRADICTION, Act.REPEATED_CONTRADICTION):
-            gain = (0.4 + 0.6 * state.attachment) * (
-                1 + constant("lability_gain") * max(-kind.stability, 0.0)
-            )
+            attached = constant("contradiction_attachment") * state.attachment
+            unstable = constant("lability_gain") * max(-kind.stability, 0.0)
+            gain = (constant("contradiction_base") + attached) * (1 + unstable)
             if Act.CUE in acts and state.d < 2:  # one calm fact with something to see is the card's use of it
                 gain *= 1 - kind.retention * kind.cue_gain
         elif act in (Act.QUESTION_OVERLOAD, Act.LONG, Act.MEMORY_TEST):
-            gain = 0.5 + 1.5 * kind.language_load
-        elif act is Act.CARE_BID:
-            gain = 1 - 0.1 * (kind.agreeableness + 2)
+            gain = constant("language_base") + constant("language_load") * kind.language_load
         elif act is Act.CUE:
             gain = 0.0 if state.clouded else kind.cue_gain
         elif act is Act.REMINISCENCE:
-            gain = kind.remote_gate * (0.3 if state.d >= ACUTE else 1.0)
+            acute = state.d >= constant("acute_distress")
+            gain = kind.remote_gate * (constant("acute_reminiscence") if acute else 1.0)
         elif act in (Act.NAMES_FEELING, Act.VALIDATES):
-            gain = 1 - 0.5 * kind.rates.get("empathy loss", 0.0)
+            gain = 1 - constant("empathy_loss") * kind.rates.get("empathy loss", 0.0)
         if effect.distress < 0:
             gain *= 1 - constant("clouding") * state.clouded
             gain *= constant("repeat_share") if Act.REPEATS_ITSELF in acts else 1.0
@@ -192,17 +190,20 @@ class RulesPatient:
 
     def _rest_distress(self) -> float:
         constant, rates = self.rules.constant, self._subtype.rates
+        temper = 1 - constant("temperament") * (self._subtype.stability + 2)
         symptoms = [rates.get(name, 0.0) for name in ("anxiety", "depression", "agitation", "irritability")]
         return (
             constant("rest_distress")
             + constant("rest_symptoms") * sum(symptoms) / len(symptoms)
-            + constant("rest_concern") * self._state.attachment
+            + constant("rest_concern") * self._state.attachment * temper
             + constant("fatigue_weight") * self._state.fatigue
         )
 
     def _rest_resistance(self) -> float:
+        constant = self.rules.constant
+        temper = 1 - constant("temperament") * (self._subtype.agreeableness + 2)
         distrust = (1 - self._state.trust) * self._state.attachment
-        return self.rules.constant("rest_resistance") + self.rules.constant("rest_distrust") * distrust
+        return constant("rest_resistance") + constant("rest_distrust") * distrust * temper
 
     def _consider(self, acts: Set[Act], distress: int, resistance: int) -> None:
         """Whether the care step makes progress, is agreed to, or an agreement is taken back."""
@@ -219,7 +220,7 @@ class RulesPatient:
             )
         if resistance == 0 and state.progress >= 1:
             state.accepted = True
-        if Act.DEFERRAL in acts and calm and state.trust >= 0.5:
+        if Act.DEFERRAL in acts and calm and state.trust >= constant("deferral_trust"):
             state.accepted = True
 
     def _speak(self, stream: random.Random, acts: Set[Act], distress: int, resistance: int) -> str:
