@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -120,6 +122,12 @@ def test_hesitation_counts_only_where_care_was_offered() -> None:
     assert [j.criteria["resistance_end"] for j in JUDGE.judge([asked, talked])] == [1, 2]
 
 
+def test_one_kind_line_for_ever_is_no_strategy() -> None:
+    line = "You sound worried, Rosa. Would you like some soup, or later?"
+    once, always = (dialogue(reply(2, 0), *[(line, reply(2, 0))] * n) for n in (1, 6))
+    assert [judged.criteria["strategy_match"] for judged in JUDGE.judge([once, always])] == [2, 0]
+
+
 def test_a_dialogue_of_no_turns_is_defined() -> None:
     (judged,) = JUDGE.judge([dialogue(reply(1, 0, "Where is my mother?"))])
     assert (judged.goal, judged.fit, judged.term) == (0, 0, 3)
@@ -174,3 +182,12 @@ def test_scripts_are_ranked_as_they_were_meant() -> None:
     best, middle, worst = mean(expert), mean(ordinary), mean(unsafe)
     for high, low in ((best, middle), (middle, worst)):
         assert all(x > y for x, y in zip(high, low, strict=True))
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    """Every row of the published table stands in docs/judges.md."""
+    root = Path(__file__).parents[3]
+    page = (root / "docs" / "judges.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .*", (root / "results/caregiver/rule_judge.md").read_text("utf-8"), re.MULTILINE)
+    assert len(rows) > 8
+    assert all(row in page for row in rows)

@@ -198,8 +198,11 @@ def _strategy_match(reading: _Reading) -> Verdict:
 
 
 def _suits(acts: Set[Act], before: PatientReply) -> bool:
-    """In distress: soothed, and neither corrected nor tested. Refusing: room is left. Calm: not passed by."""
-    if acts & (CONFRONTS | PASSES_BY):
+    """In distress: soothed, and neither corrected nor tested. Refusing: room is left. Calm: not passed by.
+
+    Saying the same again suits no state that changes, however kind it was the first time.
+    """
+    if acts & (CONFRONTS | PASSES_BY | {Act.REPEATS_ITSELF}):
         return False
     if before.distress >= MODERATE:
         return bool(acts & SOOTHES) and not acts & {Act.CONTRADICTION, Act.MEMORY_TEST, Act.TAKEOVER}
