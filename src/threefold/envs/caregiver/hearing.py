@@ -1,0 +1,102 @@
+"""What of a model's text is said aloud: thinking is private, and a caregiver speaks for nobody else.
+
+Every kind of malformed text has a defined meaning here and is counted, because a model under training will
+produce all of them.
+
+    only thinking                  nothing is said aloud
+    nothing, or an end token       nothing is said aloud
+    another role's markers         the words before the marker are said aloud, the rest is dropped
+    a patient's line, imitated     likewise
+    more than MAX_WORDS words      the patient hears the first MAX_WORDS
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from threefold.envs.caregiver.labels import default_lookup
+
+MAX_WORDS = 120
+"""About three times what the prompt allows; who listens to more loses the thread."""
+
+_ROLE = re.compile(
+    r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"|(?:^|\n)\s*(?:system|user|human|assistant|tool)\s*(?::|\n)",
+    re.IGNORECASE,
+)
+_SPEAKER = re.compile(r"^\s*(?:assistant|caregiver|carer|nurse|response)\s*:\s*", re.IGNORECASE)
+_THINK = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.IGNORECASE | re.DOTALL)
+_RESPONSE = re.compile(r"<response>(.*?)(?:</response>|<response>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?(?:think|thinking|response)>?", re.IGNORECASE)
+_CUES = re.compile(r"\[([^\]\n]{2,160})\]")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was said aloud, and what was wrong with the text it came from."""
+
+    said: str
+    only_thinking: bool = False
+    """There was text, but all of it was private."""
+    other_role: bool = False
+    """Markers of another role were in it."""
+    imitates_patient: bool = False
+    """It went on to speak as the patient."""
+    overlong: bool = False
+    """More than `MAX_WORDS` words."""
+
+    @property
+    def silent(self) -> bool:
+        """Nothing was said aloud."""
+        return not self.said
+
+    @property
+    def malformed(self) -> bool:
+        return self.silent or self.other_role or self.imitates_patient or self.overlong
+
+
+def hear(text: str, patient_name: str = "") -> Heard:
+    """The words of a model's turn that patient and judges hear; never raises.
+
+    Private thinking goes first, whatever it holds. Then, where there is a <response>, only its content
+    counts. Then what follows a marker of another role, or a line as the patient, is cut off.
+    """
+    head, closed, rest = text.rpartition("</think>")
+    if closed and "<think" not in head.lower():
+        text = rest  # templates that open the thinking themselves leave only its end to be seen
+    spoken = _THINK.sub(" ", text)
+    had_thinking = bool(closed) or spoken != text
+    response = _RESPONSE.search(spoken)
+    if response:
+        spoken = response.group(1)
+    spoken = _SPEAKER.sub("", _TAG.sub(" ", spoken))
+    role = _ROLE.search(spoken)
+    if role:
+        spoken = spoken[: role.start()]
+    imitation = _imitation(spoken, patient_name)
+    if imitation is not None:
+        spoken = spoken[:imitation]
+    words = spoken.split()
+    overlong = len(words) > MAX_WORDS
+    said = " ".join(words[:MAX_WORDS])
+    return Heard(
+        said,
+        only_thinking=not said and had_thinking,
+        other_role=role is not None,
+        imitates_patient=imitation is not None,
+        overlong=overlong,
+    )
+
+
+def _imitation(text: str, patient_name: str) -> int | None:
+    """Where the text begins to speak as the patient: "Patient: ...", "Rosa: ...", "[frowning] ..."."""
+    names = ["patient", "resident", *re.findall(r"\w+", patient_name.lower()), patient_name.lower()]
+    alternatives = "|".join(re.escape(name) for name in names if name)
+    speaks = re.search(rf"(?:^|\n|(?<=[.?!]\s))\s*(?:{alternatives})\s*:", text, re.IGNORECASE)
+    starts = [speaks.start()] if speaks else []
+    labels = default_lookup().labels
+    for cue in _CUES.finditer(text):
+        if all(part.strip().lower() in labels for part in cue.group(1).split(";")):
+            starts.append(cue.start())
+    return min(starts, default=None)

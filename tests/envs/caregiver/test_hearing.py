@@ -1,0 +1,123 @@
+"""What of a model's text is said aloud, for everything that a model may write."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from threefold.envs.caregiver.hearing import MAX_WORDS, hear
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Take your time.", "Take your time."),
+        ("<think>She is sad.</think><response>I'm here.</response>", "I'm here."),
+        ("<think>She is sad.</think>\nI'm here.", "I'm here."),
+        ("She is sad.</think>I'm here.", "I'm here."),
+        ("<response>I'm here.", "I'm here."),
+        ("Aside. <response>I'm here.</response> More aside.", "I'm here."),
+        ("Caregiver: I'm here.", "I'm here."),
+        ("assistant: I'm here.", "I'm here."),
+        ("  two \n lines ", "two lines"),
+        ("<response><think>hm</think>Yes.</response>", "Yes."),
+        ("I told the user: wait.", "I told the user: wait."),
+        ("Rosa, the nurse says: rest.", "Rosa, the nurse says: rest."),
+        ("It is [almost] time.", "It is [almost] time."),
+    ],
+)
+def test_what_is_said_aloud(text: str, said: str) -> None:
+    heard = hear(text, "Rosa Ellis")
+    assert heard.said == said
+    assert not heard.malformed
+
+
+@pytest.mark.parametrize("text", ["<think>Only this.</think>", "<think>never closed", "only this</think>  "])
+def test_only_thinking_is_silence(text: str) -> None:
+    heard = hear(text)
+    assert heard.said == ""
+    assert heard.silent
+    assert heard.only_thinking
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n", "<response></response>"])
+def test_nothing_is_silence_and_no_thinking(text: str) -> None:
+    heard = hear(text)
+    assert heard.silent
+    assert not heard.only_thinking
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm here.<|im_end|><|im_start|>user\nNo!",
+        "I'm here.\nUser: No!",
+        "I'm here.\nhuman:\nNo!",
+        "I'm here. [INST] No! [/INST]",
+        "I'm here.<start_of_turn>user No!",
+        "I'm here.</s><s>No!",
+    ],
+)
+def test_what_follows_another_roles_marker_is_not_said(text: str) -> None:
+    heard = hear(text)
+    assert heard.said == "I'm here."
+    assert heard.other_role
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm here.\nPatient: Thank you.",
+        "I'm here. Patient: Thank you.",
+        "I'm here.\nRosa: Thank you.",
+        "I'm here.\nRosa Ellis: Thank you.",
+        "I'm here. [nodding; smiling] Thank you.",
+        "I'm here.\n[holding caregiver's hand] Thank you.",
+    ],
+)
+def test_a_caregiver_cannot_speak_for_the_patient(text: str) -> None:
+    heard = hear(text, "Rosa Ellis")
+    assert heard.said == "I'm here."
+    assert heard.imitates_patient
+
+
+def test_ten_thousand_words_are_cut() -> None:
+    heard = hear("word " * 10_000)
+    assert len(heard.said.split()) == MAX_WORDS
+    assert heard.overlong
+
+
+def test_private_thinking_never_leaks_into_what_is_said() -> None:
+    for secret in (
+        "<think>SECRET</think>Yes.",
+        "SECRET</think>Yes.",
+        "Yes.<think>SECRET",
+        "<thinking>SECRET</thinking>Yes.",
+    ):
+        assert "SECRET" not in hear(secret).said
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "<think>",
+                "</think>",
+                "<response>",
+                "</response>",
+                "<|im_start|>",
+                "\nUser:",
+                "[nodding]",
+                "a b",
+                ".",
+            ]
+        )
+        | st.text(max_size=8)
+    )
+)
+def test_any_text_is_heard(parts: list[str]) -> None:
+    heard = hear("".join(parts), "Rosa Ellis")
+    assert heard.silent == (heard.said == "")
+    assert len(heard.said.split()) <= MAX_WORDS
+    assert "<think>" not in heard.said.lower()
