@@ -12,13 +12,28 @@ from threefold.skills.placement import SkilledEnvironment
 from threefold.skills.reservoir import Experience, experience
 from threefold.trajectory import Opening, Trajectory, Turn
 
-Policy = Callable[[random.Random, Sequence[str], Sequence[str]], str]
-"""(chance, admissible actions, skills in sight) -> action."""
+Policy = Callable[[random.Random, Sequence[str], Sequence[str], Sequence[Turn]], str]
+"""(chance, admissible actions, skills in sight, turns so far) -> action."""
 
 
-def wanderer(chance: random.Random, admissible: Sequence[str], skills: Sequence[str]) -> str:
+def wanderer(
+    chance: random.Random, admissible: Sequence[str], skills: Sequence[str], turns: Sequence[Turn]
+) -> str:
     """Chooses any action."""
     return chance.choice(admissible)
+
+
+def follower(
+    chance: random.Random, admissible: Sequence[str], skills: Sequence[str], turns: Sequence[Turn]
+) -> str:
+    """Wanders, but does what the errands' skills say where it sees them: the agent of a model that reads."""
+    done = [turn.action for turn in turns]
+    for skill, first in (("ask-before-open-something", "ask"), ("get-key-before-open-something", "get key")):
+        if skill in skills and first not in done:
+            return first
+    told = [turn.observation for turn in turns if turn.action == "ask"]
+    named = [a for a in admissible if told and a.startswith("open ") and f"the {a[5:]} " in told[0]]
+    return chance.choice(named or admissible)
 
 
 def play(task: Task, bank: Bank, policy: Policy, *, seed: int, member: int, group: int = 0) -> Trajectory:
@@ -32,7 +47,7 @@ def play(task: Task, bank: Bank, policy: Policy, *, seed: int, member: int, grou
     shown: set[str] = set()
     while not seen.done:
         shown.update(seen.skills)
-        action = policy(chance, errand.admissible, sorted(shown))
+        action = policy(chance, errand.admissible, sorted(shown), turns)
         skills, seen = seen.skills, environment.step(action)
         text = "\n".join(m["content"] for m in seen.messages)
         turns.append(Turn(action, seen.action, text, dict(seen.rewards), skills=skills))

@@ -57,7 +57,7 @@ def test_an_experience_keeps_what_was_parsed_and_what_was_shown_then() -> None:
             Skill("opened", "You looked.", "Ask.", Trigger("action_pattern", "look")),
         ),
     )
-    trajectory = play(tasks("train")[0], bank, lambda c, a, s: "look", seed=1, member=0)
+    trajectory = play(tasks("train")[0], bank, lambda c, a, s, t: "look", seed=1, member=0)
     kept = experience(trajectory, step=9, arm="new", version="v2")
     assert kept.actions == ["look"] * 6
     assert [turn.skills for turn in kept.turns] == [("always",)] + [("always", "opened")] * 5
