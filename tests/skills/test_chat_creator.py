@@ -248,7 +248,7 @@ def test_no_answer_whatever_raises_or_gets_past_the_gate(answer: Any) -> None:
     entries = (Experience("t", "Do.", "old", "v1", 0, False, (Turn("look", "look"), Turn("ask", "ask"))),)
     small = Evidence(1, Bank("v1", (OLD,)), entries, (entries,))
     creation = ChatCreator(lambda messages: json.dumps(answer), workers=1, tries=1)(small)
-    assert not creation.operations or not Gate().problems(small.bank, creation.operations, small.experiences)
+    assert not creation.operations or not Gate().problems(small, creation.operations)
 
 
 def test_the_last_object_counts() -> None:

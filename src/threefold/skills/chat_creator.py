@@ -80,9 +80,7 @@ class _Cycle:
             prompts.recommender_prompt(
                 diagnosis,
                 insights,
-                self.evidence.bank,
-                self.evidence.experiences,
-                self.evidence.history,
+                self.evidence,
                 self.gate,
             ),
             self._read_plan,
@@ -163,15 +161,13 @@ class _Cycle:
 
         def read(data: Mapping[str, Any]) -> tuple[Operation, ...]:
             operations = [self._operation(entry, evidence.bank) for entry in _list(data, "operations")]
-            problems = self.gate.problems(evidence.bank, operations, evidence.experiences)
+            problems = self.gate.problems(evidence, operations)
             if problems:
                 raise ValueError("; ".join(problems))
             return tuple(operations)
 
         for _ in range(self.creator.tries):
-            prompt = prompts.author_prompt(
-                plan, evidence.bank, evidence.experiences, insights, self.gate, feedback
-            )
+            prompt = prompts.author_prompt(plan, evidence, insights, self.gate, feedback)
             refused: list[str] = []
             bundle = self._ask("author", prompts.AUTHOR, prompt, read, tries=1, refused=refused)
             if bundle is not None:

@@ -61,6 +61,8 @@ class Evidence:
     """Pass rate of each assertion over the reservoir."""
     history: tuple[PastTest, ...] = ()
     """The last tests, oldest first."""
+    capacity: int = CAPACITY
+    """Most skills that the bank may hold."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +90,15 @@ class Gate:
     """Most characters of a skill's description and body."""
     trigger_rate: float = 0.5
     """Least share of episodes in which a pattern fires."""
-    capacity: int = CAPACITY
     operations: int = 3
     """Most operations of a bundle."""
     forbidden: tuple[str, ...] = ()
     """Texts that no skill may hold, such as a tokenizer's special tokens; template marks never pass."""
 
-    def problems(
-        self, bank: Bank, operations: Sequence[Operation], experiences: Sequence[Experience]
-    ) -> list[str]:
+    def problems(self, evidence: Evidence, operations: Sequence[Operation]) -> list[str]:
         """Every reason why a bundle is refused, in words that its author can act upon."""
-        found_problems = bundle_problems(bank, operations, self.capacity)
+        bank, experiences = evidence.bank, evidence.experiences
+        found_problems = bundle_problems(bank, operations, evidence.capacity)
         if len(operations) > self.operations:
             found_problems.append(f"{len(operations)} operations; at most {self.operations} at a time")
         for operation in operations:

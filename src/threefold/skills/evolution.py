@@ -248,6 +248,7 @@ class Evolution:
             self.assertions if use else (),
             rates,
             self.history,
+            self.settings.capacity,
         )
 
     def _begin(self, evidence: Evidence) -> None:
@@ -279,8 +280,8 @@ class Evolution:
     def _start(self, step: int, evidence: Evidence, creation: Creation) -> None:
         operations = creation.operations if self.settings.triggers else _all_general(creation.operations)
         # A creator may be anybody's: what it answers is checked once more before it touches the bank.
-        gate = Gate(length=10**6, trigger_rate=0, capacity=self.settings.capacity, operations=10**6)
-        if problems := gate.problems(self.bank, operations, ()):
+        gate = Gate(length=10**6, trigger_rate=0, operations=10**6)
+        if problems := gate.problems(evidence, operations):
             self._event(step, "refused", "the bundle is refused whole: " + "; ".join(problems))
             return
         self._number += 1

@@ -60,7 +60,7 @@ class OfflineCreator:
             if skill.name in evidence.bank or skill.name in rejected:
                 continue
             bundle = self._with_room(evidence, [*operations, Add(skill, _reason(contrast))])
-            problems = self.gate.problems(evidence.bank, bundle, evidence.experiences)
+            problems = self.gate.problems(evidence, bundle)
             if problems:
                 refused += 1
                 messages.append(f"{skill.name}: " + "; ".join(problems))
@@ -79,7 +79,7 @@ class OfflineCreator:
         kept = len(evidence.bank.skills) - sum(isinstance(o, Delete) for o in operations)
         gone = {operation.name for operation in operations}
         uses = [(lift, name) for name, lift in _uses(evidence.bank, evidence.experiences) if name not in gone]
-        if kept + 1 <= self.gate.capacity or not uses:
+        if kept + 1 <= evidence.capacity or not uses:
             return operations
         lift, name = min(uses)
         return [*operations, Delete(name, f"the bank is full and this one helps least ({lift:+.0%})")]

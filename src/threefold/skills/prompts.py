@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from threefold.skills.assertions import PARAMETERS, Assertion, PassRate
 from threefold.skills.bank import Bank
-from threefold.skills.creator import Gate, PastTest, trigger_rate
+from threefold.skills.creator import Evidence, Gate, trigger_rate
 from threefold.skills.reservoir import Experience
 
 LONG_EPISODE = 30
@@ -109,43 +109,41 @@ def diagnoser_system(capacity: int) -> str:
 def recommender_prompt(
     diagnosis: str,
     insights: Sequence[str],
-    bank: Bank,
-    experiences: Sequence[Experience],
-    history: Sequence[PastTest],
+    evidence: Evidence,
     gate: Gate,
 ) -> str:
+    bank, experiences = evidence.bank, evidence.experiences
     lines = [f"DIAGNOSIS: {diagnosis}", "", "INSIGHTS:", *(f"- {insight}" for insight in insights), ""]
     lines += _bank_lines(bank, experiences)
     lines += ["", "LAST TESTS:"]
-    for past in history:
+    for past in evidence.history:
         what = "; ".join(f"{o['op']} {o['name']}" for o in past.operations)
         verdict = "ACCEPTED" if past.accepted else "REJECTED"
         lines.append(
             f"- {verdict}: {what} (success {past.mean_new:.2f} with it, {past.mean_old:.2f} without)"
         )
-    lines += ["(none)"] * (not history)
+    lines += ["(none)"] * (not evidence.history)
     lines += ["", f"ACTIONS SEEN: {', '.join(_vocabulary(experiences))}"]
     lines.append(
-        f"LIMITS: 1 to {gate.operations} operations; the bank holds {len(bank.skills)} of {gate.capacity} "
-        "skills."
+        f"LIMITS: 1 to {gate.operations} operations; the bank holds {len(bank.skills)} of "
+        f"{evidence.capacity} skills."
     )
     return "\n".join(lines)
 
 
 def author_prompt(
     plan: Sequence[Mapping[str, str]],
-    bank: Bank,
-    experiences: Sequence[Experience],
+    evidence: Evidence,
     insights: Sequence[str],
     gate: Gate,
     feedback: Sequence[str],
 ) -> str:
     lines = ["PLAN:", *(json.dumps(dict(step), ensure_ascii=False) for step in plan), ""]
     lines += ["INSIGHTS:", *(f"- {insight}" for insight in insights[:6]), ""]
-    lines += _bank_lines(bank, experiences, whole=True)
+    lines += _bank_lines(evidence.bank, evidence.experiences, whole=True)
     lines += [
         "",
-        f"ACTIONS SEEN: {', '.join(_vocabulary(experiences))}",
+        f"ACTIONS SEEN: {', '.join(_vocabulary(evidence.experiences))}",
         f"LIMITS: a skill has at most {gate.length} characters in all; a pattern must fire in at least "
         f"{gate.trigger_rate:.0%} of episodes.",
     ]
