@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threefold.skills.bank import (
@@ -52,6 +52,7 @@ def bundles(draw: st.DrawFn) -> tuple[Bank, list[Operation]]:
     return bank, operations
 
 
+@settings(deadline=None)
 @given(bundles())
 def test_apply_then_undo_is_the_identity(case: tuple[Bank, list[Operation]]) -> None:
     bank, operations = case
@@ -66,6 +67,7 @@ def test_apply_then_undo_is_the_identity(case: tuple[Bank, list[Operation]]) -> 
     assert restored.skills == bank.skills
 
 
+@settings(deadline=None)
 @given(bundles(), st.randoms())
 def test_the_order_of_a_bundle_does_not_matter(case: tuple[Bank, list[Operation]], random: object) -> None:
     bank, operations = case
@@ -77,6 +79,7 @@ def test_the_order_of_a_bundle_does_not_matter(case: tuple[Bank, list[Operation]
         assert apply(bank, shuffled, "v2") == apply(bank, operations, "v2")
 
 
+@settings(deadline=None)
 @given(bundles())
 def test_plain_json_loses_nothing(case: tuple[Bank, list[Operation]]) -> None:
     bank, operations = case

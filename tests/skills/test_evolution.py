@@ -274,3 +274,14 @@ def test_settings_that_cannot_work_are_refused() -> None:
     step(evolution, 0)
     with pytest.raises(ValueError, match="need group_B"):
         evolution.assign(1, 4)
+
+
+def test_few_tasks_do_not_wait_for_a_reservoir_that_they_cannot_fill() -> None:
+    evolution = Evolution(propose([Add(PLACEBO)]), settings=replace(SETTINGS, min_reservoir=20))
+    task = tasks("train")[0]
+    for number in range(6):  # one task: at most two places without a test, 40 episodes a step
+        banks_B = evolution.assign(number, 40)
+        played = [play(task, b, wanderer, seed=number, member=i) for i, b in enumerate(banks_B)]
+        evolution.observe(number, played, banks_B)
+        assert len(evolution.reservoir) <= 4
+    assert [event.step for event in evolution.events] == [5]  # 200 episodes at the end of step 4

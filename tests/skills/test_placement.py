@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threefold.envs import Environment, Observation, Task
@@ -84,6 +84,7 @@ def test_an_empty_bank_changes_nothing() -> None:
     assert [wrapped.step(a) for a in ("look", "ask", "?")] == [plain.step(a) for a in ("look", "ask", "?")]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_no_text_of_a_skill_gets_out_of_its_block_or_spells_a_special_token(body: str) -> None:
     body = "".join(c for c in body if c.isprintable() or c in "\n\t").strip()

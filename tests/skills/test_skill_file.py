@@ -61,6 +61,7 @@ def test_the_file_says_what_the_skill_says() -> None:
     assert from_text(text, folder="open-after-navigation") == (EXAMPLE, [])
 
 
+@settings(deadline=None)
 @given(skills)
 def test_every_skill_is_read_back_as_it_was(skill: Skill) -> None:
     assert from_text(to_text(skill), folder=skill.name) == (skill, [])

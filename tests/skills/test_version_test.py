@@ -69,6 +69,7 @@ def test_golden_probabilities(arms: tuple[float, float, float, float], wanted: f
     assert probability_greater(*arms) == pytest.approx(wanted, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, 60)] * 4))
 def test_whole_parameters_agree_with_exact_arithmetic(arms: tuple[int, int, int, int]) -> None:
     assert abs(probability_greater(*arms) - float(exact(*arms))) < 1e-12

@@ -54,6 +54,9 @@ from threefold.trajectory import Trajectory
 
 HISTORY = 5
 """Finished tests that a creator sees."""
+PATIENCE = 10
+"""With this many times `min_reservoir` episodes played, a creation waits no longer for so many to be held:
+few tasks fill few places, and would wait for ever."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Evolution:
         self._executor = executor
         self._rng = np.random.default_rng(seed)
         self._number = int(self.bank.version[1:])
+        self._seen = 0  # episodes so far
         self._running: _Running | None = None
         self._pending: tuple[Evidence, Future[Creation] | None] | None = None
         self._written: set[str] = set()
@@ -171,6 +175,7 @@ class Evolution:
             self.reservoir.add(experience(trajectory, step=step, arm=arm, version=bank.version))
             counts[arm][0] += bool(trajectory.success)
             counts[arm][1] += 1
+            self._seen += 1
         if self._running is not None:
             self._record(step, (counts["new"][0], counts["new"][1]), (counts["old"][0], counts["old"][1]))
         if self._running is None and self._pending is None and self._may_create(step):
@@ -234,7 +239,9 @@ class Evolution:
     def _may_create(self, step: int) -> bool:
         settings = self.settings
         late = settings.last_step is not None and step > settings.last_step
-        return len(self.reservoir) >= settings.min_reservoir and step >= settings.first_step and not late
+        filled = len(self.reservoir) >= settings.min_reservoir
+        filled = filled or self._seen >= PATIENCE * settings.min_reservoir
+        return filled and step >= settings.first_step and not late
 
     def _evidence(self, step: int, groups: tuple[tuple[Experience, ...], ...]) -> Evidence:
         experiences = self.reservoir.experiences
@@ -340,6 +347,7 @@ class Evolution:
         return {
             "bank": bank_to_dict(self.bank),
             "number": self._number,
+            "seen": self._seen,
             "reservoir": self.reservoir.to_dict(),
             "assertions": [dataclasses.asdict(a) for a in self.assertions],
             "history": [dataclasses.asdict(past) for past in self.history],
@@ -366,6 +374,7 @@ class Evolution:
         and a creation that was under way begins again."""
         self.bank = bank_from_dict(data["bank"])
         self._number = data["number"]
+        self._seen = data["seen"]
         self.reservoir = Reservoir.from_dict(data["reservoir"])
         self.assertions = tuple(Assertion(**entry) for entry in data["assertions"])
         self.history = tuple(
