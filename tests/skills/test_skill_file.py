@@ -123,6 +123,8 @@ def test_names_that_are_no_folder_of_ours_are_refused(name: str) -> None:
         ),
         ("---\nname: &x a\ndescription: *x\n---\n", 2, "anchors"),
         ("---\n- name\n---\n", 2, "mapping"),
+        ("---\n" + "[" * 3000 + "\n---\n", 2, "nested too deeply"),
+        ("---\nname: !!python/object:os.system a\ndescription: x\n---\n", 2, "tags are not allowed"),
         ("---\nname: a\ndescription: ''\n---\n", 2, "description is empty"),
         (f"---\nname: a\ndescription: {'x' * 1025}\n---\n", 2, "1025 characters"),
     ],
@@ -136,6 +138,12 @@ def test_a_broken_file_is_reported_with_its_line(text: str, line: int, says: str
     assert any(problem.line == line and says in problem.message for problem in problems), problems
     with pytest.raises(SkillError, match=f"SKILL.md, line {line}: "):
         read_skill(folder)
+
+
+def test_a_description_may_be_folded() -> None:
+    skill, problems = from_text("---\nname: a\ndescription: >\n  When it\n  rains.\n---\nStay.\n", folder="a")
+    assert not problems
+    assert skill == Skill("a", "When it rains.", "Stay.")
 
 
 def test_skills_of_others_are_read() -> None:

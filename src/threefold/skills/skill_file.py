@@ -138,8 +138,8 @@ def _assemble(
         else:
             line = lines[f"metadata.{PREFIX}{key}"]
             found.append(Problem(line, f"{PREFIX}{key} is {value!r}, it must be a whole number"))
-    others = {key: value for key, value in metadata.items() if not key.startswith(PREFIX)}
-    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    others = {key: _one_line(value) for key, value in metadata.items() if not key.startswith(PREFIX)}
+    texts = {key: _one_line(value) for key, value in values.items() if isinstance(value, str)}
     if foreign:  # what is only a matter of form in another's file is put into ours
         texts = {key: " ".join(value.split()).replace("---", "-") for key, value in texts.items()}
         others = {key: " ".join(value.split()).replace("---", "-") for key, value in others.items()}
@@ -242,6 +242,8 @@ def _front_matter(text: str) -> tuple[dict[str, str | dict[str, str]], dict[str,
                 line = token.start_mark.line + 2
                 return values, lines, [Problem(line, "anchors, aliases and tags are not allowed here")]
         root = yaml.compose(text, Loader=yaml.BaseLoader)
+    except RecursionError:
+        return values, lines, [Problem(2, "the front matter is nested too deeply")]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error)
@@ -266,6 +268,11 @@ def _front_matter(text: str) -> tuple[dict[str, str | dict[str, str]], dict[str,
         else:
             problems.append(Problem(lines[key], f"the field {key!r} must be a text"))
     return values, lines, problems
+
+
+def _one_line(value: str) -> str:
+    """A folded or block scalar (`description: >`) as the line that it is."""
+    return " ".join(value.split()) if "\n" in value else value
 
 
 def _items(
