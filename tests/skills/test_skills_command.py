@@ -100,14 +100,21 @@ def test_import_skills_of_others_and_of_skillrl(run: Path, capsys: pytest.Captur
     theirs = run / "theirs" / "pdf"
     theirs.mkdir(parents=True)
     (theirs / "SKILL.md").write_text("---\nname: pdf\ndescription: PDF.\nversion: 2\n---\nRead it.\n")
-    status, text = call(capsys, "import", run, run / "theirs")
+    bank = run / "mine"
+    assert call(capsys, "import", bank, run / "bank" / "v1" / "skills")[0] == 0
+    status, text = call(capsys, "import", bank, run / "theirs")
     assert status == 0
     assert "line 4: unknown field 'version'" in text
-    assert read_bank(run / "bank", "v3").names == ("ask-first", "pdf")
-    assert read_record(run / "bank", "v3").decision == "imported"
-    status, text = call(capsys, "import", run, run / "theirs")
+    assert read_bank(bank, "v0").skills == (ASK,)
+    assert read_bank(bank, "v1").names == ("ask-first", "pdf")
+    assert read_record(bank, "v1").decision == "imported"
+    status, text = call(capsys, "import", bank, run / "theirs")
     assert status == 2
-    assert "v3 already has pdf" in text
+    assert "v1 already has pdf" in text
+    for target in (run, run / "bank"):  # a resume would drop it
+        status, text = call(capsys, "import", target, run / "theirs")
+        assert status == 2
+        assert "is a run, whose bank is its own" in text
     entry = {"title": "Go On", "principle": "Go on.", "when_to_apply": "Always."}
     (run / "rl.json").write_text(json.dumps({"general_skills": [entry]}))
     assert call(capsys, "import", run / "new", run / "rl.json")[0] == 0

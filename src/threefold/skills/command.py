@@ -134,13 +134,21 @@ def import_skills(path: str | Path, source: str | Path) -> Iterator[str]:
     """Make a new version of a bank with the skills of a source added.
 
     Args:
-        path: A run directory or a folder of versions; made where there is none.
+        path: A folder of versions, made where there is none. Not a run directory: a run numbers its versions
+            itself, and drops those that it does not know when it is resumed.
         source: A skill's folder, a folder of skills (such as `.claude/skills`), or SkillRL's JSON.
 
     Raises:
         SkillError: A skill of the source cannot be read, or the bank has one of its name.
+        FileExistsError: The path is a run directory.
     """
     path, source = Path(path), Path(source)
+    run = path.parent if path.name == "bank" else path
+    if versions(run / "bank") or (run / "metrics.jsonl").exists():
+        raise FileExistsError(
+            f"{run} is a run, whose bank is its own; make a bank beside it: threefold skills import my-bank "
+            f"{run / 'bank' / 'VERSION' / 'skills'}, then import {source} into it too"
+        )
     try:
         root = bank_root(path)
         bank = read_bank(root, current_version(root))
