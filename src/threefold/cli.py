@@ -106,7 +106,43 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
     view.add_argument("--output", type=Path, help="where to write (default: RUN/report.html)")
     view.set_defaults(run=_view)
+    _add_skills(commands)
     return parser
+
+
+def _add_skills(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    skills = commands.add_parser(
+        "skills",
+        help="look at a skill bank, compare its versions, check, import and export skills",
+        epilog="example: threefold skills history runs/errands",
+    )
+    actions = skills.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in {
+        "list": "the versions of a bank",
+        "show": "the skills of a version, or one SKILL.md",
+        "diff": "what leads from one version to another",
+        "history": "versions with evidence, tests, posteriors and decisions",
+        "validate": "check a bank, a folder of skills or a SKILL.md",
+        "import": "add skills of others as a new version",
+        "export": "copy a version's skills to a folder that coding agents read",
+    }.items():
+        action = actions.add_parser(name, help=text)
+        what = "a run directory, a bank" + (
+            ", a folder of skills or a SKILL.md" if name == "validate" else ""
+        )
+        action.add_argument("bank", type=Path, metavar="BANK", help=what)
+        if name == "show":
+            action.add_argument("skill", nargs="?", help="one skill's name")
+        if name == "diff":
+            action.add_argument("old", help="a version, such as v1")
+            action.add_argument("new", help="another version")
+        if name == "import":
+            action.add_argument("source", type=Path, help="a folder of skills, or SkillRL's JSON")
+        if name == "export":
+            action.add_argument("target", type=Path, help="such as .agents/skills")
+        if name in ("show", "export"):
+            action.add_argument("--version", help="a version (default: the one in use)")
+    skills.set_defaults(run=_skills)
 
 
 def _version() -> str:
@@ -159,6 +195,27 @@ def _view(arguments: argparse.Namespace) -> int:
     from threefold.report import write_report
 
     print(write_report(arguments.run_dir, arguments.output))
+    return 0
+
+
+def _skills(arguments: argparse.Namespace) -> int:
+    from threefold.skills import command
+
+    bank = arguments.bank
+    if arguments.action == "validate":
+        problems = command.validate(bank)
+        print("\n".join(problems) or f"{bank}: no problem found")
+        return 2 if problems else 0
+    lines = {
+        "list": lambda: command.list_versions(bank),
+        "show": lambda: command.show(bank, arguments.version, arguments.skill),
+        "diff": lambda: command.diff(bank, arguments.old, arguments.new),
+        "history": lambda: command.history(bank),
+        "import": lambda: command.import_skills(bank, arguments.source),
+        "export": lambda: command.export(bank, arguments.target, arguments.version),
+    }[arguments.action]()
+    for line in lines:
+        print(line)
     return 0
 
 

@@ -82,7 +82,7 @@ def test_signals_see_answers_and_credit() -> None:
     assert arrows()["signals"] <= {"answers", "credit"}
 
 
-@pytest.mark.parametrize("name", ["trajectory", "answers", "chat", "envs", "report"])
+@pytest.mark.parametrize("name", ["trajectory", "answers", "chat", "envs", "skills", "report"])
 def test_rooms_free_of_deep_learning(name: str) -> None:
     heavy = {path.name: outside(path) & HEAVY for path in FILES if room(path) == name}
     assert heavy

@@ -42,6 +42,8 @@ class Observation:
     """The environment's limit on turns has been reached."""
     success: bool | None = None
     violation: Violation | None = None
+    skills: tuple[str, ...] = ()
+    """Names of the skills that stand in the agent's next prompt because they apply to it."""
 
     @property
     def done(self) -> bool:

@@ -169,6 +169,7 @@ def _take_turn(
 ) -> None:
     row.append(ids, turn, logprobs)
     text = tokenizer.decode(ids, skip_special_tokens=True)
+    skills = row.last.skills  # those of the prompt that this turn answers
 
     def act() -> None:
         observation = row.last = row.environment.step(text)
@@ -179,6 +180,7 @@ def _take_turn(
                 observation="\n".join(m["content"] for m in observation.messages),
                 rewards=dict(observation.rewards),
                 state=dict(observation.state),
+                skills=skills,
             )
         )
         if observation.violation is not None:
@@ -194,7 +196,7 @@ def _take_turn(
 
     _guarded(row, act)
     if len(row.turns) == turn:  # the environment failed: the text is kept, the turn has no answer
-        row.turns.append(Turn(text=text))
+        row.turns.append(Turn(text=text, skills=skills))
 
 
 def between_turns(written: Sequence[int], messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

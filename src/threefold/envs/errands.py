@@ -1,0 +1,164 @@
+"""Errands: a small text environment whose tasks need a strategy that can be said in one sentence.
+
+A thing lies in one of three containers, and one of them may be opened, once. Three kinds of task:
+
+    find      nobody says where it lies: `ask` first, then open what was named
+    locked    the place is told, but opening without the key breaks the lock: `get key` first
+    both      hidden and locked: ask, get the key, then open
+
+The words of an action are few and short, so a model of a few million parameters can act here, and one without
+the strategy succeeds by luck alone: a third of `find`, none of the others. Splits:
+
+    train     find and locked, with the things and containers of the first list
+    seen      the same kinds and words in combinations that training does not have
+    unseen    other words, and the kind `both`, which training does not have: the same strategies solve it
+
+Where the thing lies depends on the task and the seed, never on the member, and cannot be read off the task.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from threefold.envs.base import EpisodeScore, Message, Observation, Task
+from threefold.trajectory import Trajectory
+
+Split = Literal["train", "seen", "unseen"]
+COLOURS = ("red", "blue", "green", "white", "black", "grey")
+THINGS = ("apple", "book", "coat", "lamp", "map", "cup", "hat", "pen")
+CONTAINERS = ("box", "chest", "locker", "drawer")
+OTHER_THINGS = ("ring", "clock", "flute", "coin")
+OTHER_CONTAINERS = ("trunk", "cabinet", "safe")
+TURNS = 6
+"""Turns before an episode is cut off; the longest task needs three."""
+
+
+def tasks(split: Split) -> list[Task]:
+    """All tasks of a split, in a fixed order: 48 for train, 16 seen, 36 unseen."""
+    if split == "unseen":
+        return [
+            _task(kind, thing, container)
+            for kind in ("find", "locked", "both")
+            for thing in OTHER_THINGS
+            for container in OTHER_CONTAINERS
+        ]
+    if split not in ("train", "seen"):
+        raise ValueError(f"unknown split {split!r}; errands have train, seen and unseen")
+    # a Latin square: every word occurs in training, a quarter of the combinations does not
+    return [
+        _task(kind, thing, container)
+        for kind in ("find", "locked")
+        for i, thing in enumerate(THINGS)
+        for j, container in enumerate(CONTAINERS)
+        if ((i + j) % 4 == 0) == (split == "seen")
+    ]
+
+
+def _task(kind: str, thing: str, container: str) -> Task:
+    return Task(f"{kind}-{thing}-{container}", {"kind": kind, "thing": thing, "container": container})
+
+
+class Errands:
+    """One errand. Reward channels: "valid" in each turn (was the action one of those offered?); for the
+    episode "success" and "valid" (share of valid turns)."""
+
+    def __init__(self, turns: int = TURNS) -> None:
+        self._limit = turns
+        self._reset("find", "apple", "box", random.Random(0))
+
+    def _reset(self, kind: str, thing: str, container: str, chance: random.Random) -> None:
+        self._kind, self._thing, self._container = kind, thing, container
+        self._colours = chance.sample(COLOURS, 3)
+        self._place = chance.choice(self._colours)
+        self._turn = 0
+        self._has_key = False
+
+    @property
+    def admissible(self) -> tuple[str, ...]:
+        """The actions that are understood."""
+        return ("ask", "get key", "look", *(f"open {colour}" for colour in self._colours))
+
+    @property
+    def solution(self) -> tuple[str, ...]:
+        """The shortest way to success from the start."""
+        ask = ("ask",) if self._kind != "locked" else ()
+        key = ("get key",) if self._kind != "find" else ()
+        return (*ask, *key, f"open {self._place}")
+
+    def reset(self, task: Task, seed: int, member: int) -> Observation:
+        kind, thing, container = (str(task.fields[key]) for key in ("kind", "thing", "container"))
+        if kind not in ("find", "locked", "both"):
+            raise ValueError(f"task {task.id!r} is of kind {kind!r}; errands are find, locked or both")
+        self._reset(kind, thing, container, random.Random(f"{task.id}/{seed}"))
+        where = f"from the {self._place} {container}" if kind == "locked" else f"from one of the {container}s"
+        state = "locked" if kind != "find" else "closed"
+        colours = ", ".join(self._colours)
+        return Observation(
+            messages=self._say(f"Errand: fetch the {thing} {where} ({colours}). They are {state}."),
+            state={"turn": 0.0, "key": 0.0},
+        )
+
+    def step(self, action_text: str) -> Observation:
+        action = parse(action_text)
+        valid = action in self.admissible
+        self._turn += 1
+        text, success = self._act(action) if valid else ("Nothing happens.", None)
+        truncated = success is None and self._turn >= self._limit
+        done = success is not None or truncated
+        return Observation(
+            messages=({"role": "user", "content": text},) if done else self._say(text),
+            action=action,
+            rewards={"valid": float(valid)},
+            state={"turn": float(self._turn), "key": float(self._has_key)},
+            terminated=success is not None,
+            truncated=truncated,
+            success=bool(success) if done else None,
+        )
+
+    def _act(self, action: str) -> tuple[str, bool | None]:
+        """What the errand answers to a valid action, and success where it ends."""
+        if action == "ask":
+            return f"The {self._thing} is in the {self._place} {self._container}.", None
+        if action == "get key":
+            self._has_key = True
+            return "You have the key.", None
+        if action == "look":
+            return f"You see three {self._container}s.", None
+        colour = action.removeprefix("open ")
+        if self._kind != "find" and not self._has_key:
+            return "The lock breaks.", False
+        if colour != self._place:
+            return f"The {colour} {self._container} is empty. You may not open another.", False
+        return f"You have the {self._thing}.", True
+
+    def _say(self, text: str) -> tuple[Message, ...]:
+        return ({"role": "user", "content": f"{text}\nActions: {', '.join(self.admissible)}"},)
+
+    def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+        return [
+            EpisodeScore(
+                rewards={
+                    "success": float(bool(episode.success)),
+                    "valid": sum(t.rewards.get("valid", 0.0) for t in episode.turns)
+                    / max(1, len(episode.turns)),
+                },
+                success=bool(episode.success),
+            )
+            for episode in episodes
+        ]
+
+    def close(self) -> None:
+        self._turn = 0
+
+
+def parse(text: str) -> str:
+    """The action in what the agent said: the last `<action>...</action>`, else the first line that is not
+    empty; lower case, single spaces, without quotes and full stops. At most 100 characters."""
+    tags = re.findall(r"<action>([^<]*)</action>", text[-2000:], re.IGNORECASE)
+    lines = [line for line in text[:2000].splitlines() if line.strip()]
+    said = tags[-1] if tags else (lines[0] if lines else "")
+    said = " ".join(said.lower().split()).removeprefix("action:")
+    return said.strip(" .!\"'`>*")[:100]
