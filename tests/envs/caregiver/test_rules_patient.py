@@ -155,9 +155,7 @@ def test_resistance_does_not_rise_where_nobody_presses_for_care() -> None:
 
 def test_piling_up_kind_words_saturates() -> None:
     one = mean_latent("d", "You sound worried.")
-    many = mean_latent(
-        "d", "You sound worried. I understand. I'm here. Take your time. Sorry. Tell me about it. I see."
-    )
+    many = mean_latent("d", "You sound worried, and I understand. I'm here. Sorry. Tell me about it.")
     rules = default_rules()
     limit = rules.constant("soothing_limit") / rules.constant("slope")
     assert many < one
@@ -205,6 +203,38 @@ def test_the_expert_brings_the_care_step_about_and_harshness_drives_people_away(
     bad = [script(patient, s, lambda _, stream: expert.pick(stream, coercion), 6) for s in SAMPLE]
     assert not any(e.patient.accepted for d in bad for e in d.exchanges)
     assert any(e.patient.left for d in bad for e in d.exchanges)
+
+
+def everything_kind(_: Dialogue, stream: random.Random) -> str:
+    parts = ("feel", "validate", "hold", "explore", "lead")
+    lines = [expert.pick(stream, expert.lines_of(part)) for part in parts]
+    return " ".join(lines).format(name="dear friend", person="it", place="home")
+
+
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        pytest.param(lambda dialogue, stream: "You sound worried. I'm here with you.", id="one sentence"),
+        pytest.param(everything_kind, id="everything kind at once, in new words each time"),
+        pytest.param(lambda dialogue, stream: "", id="silence"),
+    ],
+)
+def test_shortcuts_do_worse_than_the_expert(shortcut: expert.Script) -> None:
+    """What a policy could find instead of talking to the person."""
+    patient = RulesPatient()
+
+    def outcome(say: expert.Script) -> tuple[float, float]:
+        dialogues = [script(patient, s, say, 8) for s in SAMPLE]
+        last = [e.patient for d in dialogues for e in d.exchanges[-3:]]
+        return (
+            statistics.mean(reply.latent["d"] for reply in last),
+            statistics.mean(d.exchanges[-1].patient.accepted for d in dialogues),
+        )
+
+    distress, agreed = outcome(expert.expert)
+    distress_of_shortcut, agreed_by_shortcut = outcome(shortcut)
+    assert distress < distress_of_shortcut - 0.1
+    assert agreed > agreed_by_shortcut + 0.2
 
 
 def test_an_agreement_is_taken_back_under_threat() -> None:

@@ -186,6 +186,7 @@ class RulesPatient:
         if effect.distress < 0:
             gain *= 1 - constant("clouding") * state.clouded
             gain *= constant("repeat_share") if Act.REPEATS_ITSELF in acts else 1.0
+            gain *= constant("long_share") if Act.LONG in acts else 1.0
         return gain
 
     def _rest_distress(self) -> float:
@@ -212,7 +213,7 @@ class RulesPatient:
             state.accepted = False
             return
         calm = distress <= 1 and resistance <= 1
-        if Act.CARE_BID in acts and calm:
+        if Act.CARE_BID in acts and calm and Act.LONG not in acts:
             helped = float(Act.SMALL_STEP in acts) + (Act.CHOICE_OFFER in acts)
             helped += self._subtype.cue_gain * (Act.CUE in acts)
             state.progress = _clip(
