@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from threefold.envs.caregiver import expert
 from threefold.envs.caregiver.acts import Act
 from threefold.envs.caregiver.dialogue import Dialogue, Exchange, Patient, PatientReply, Scenario
-from threefold.envs.caregiver.emission import Emission
+from threefold.envs.caregiver.emission import draw_labels
 from threefold.envs.caregiver.labels import default_lookup, tiers
 from threefold.envs.caregiver.rules import default_rules
 from threefold.envs.caregiver.rules_patient import RulesPatient, rest
@@ -87,17 +87,16 @@ def test_any_words_are_answered_with_derived_tiers(lines: list[str], index: int,
 
 
 def test_every_pair_of_tiers_can_be_shown_by_every_subtype() -> None:
-    emission, stream = Emission(default_lookup()), random.Random(0)
+    stream = random.Random(0)
     for subtype in SUBTYPES.values():
         for distress in range(4):
             for resistance in range(4):
-                labels = emission.labels(stream, subtype, distress, resistance, "")
+                labels = draw_labels(default_lookup(), stream, subtype, distress, resistance, "")
                 assert tiers(labels) == (distress, resistance)
 
 
 def test_who_says_no_cannot_show_less_than_verbal_refusal() -> None:
-    emission = Emission(default_lookup())
-    labels = emission.labels(random.Random(0), SUBTYPES["VaD"], 0, 0, "No.")
+    labels = draw_labels(default_lookup(), random.Random(0), SUBTYPES["VaD"], 0, 0, "No.")
     assert tiers(labels, "No.") == (0, 2)
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 from threefold.envs.caregiver.acts import Act, tag
 from threefold.envs.caregiver.dialogue import PatientReply, Scenario
-from threefold.envs.caregiver.emission import Emission
+from threefold.envs.caregiver.emission import draw_labels
 from threefold.envs.caregiver.labels import TOP_TIER, Lookup, default_lookup
 from threefold.envs.caregiver.rules import Rules, default_rules
 from threefold.envs.caregiver.speech import in_manner, line
@@ -79,7 +79,6 @@ class RulesPatient:
         """
         self.rules = (rules or default_rules()).perturbed(perturb, seed)
         self.lookup = lookup or default_lookup()
-        self._emission = Emission(self.lookup)
 
     def open(self, scenario: Scenario, seed: int) -> PatientReply:
         """The annotated opening of the scenario, and the state behind it, by scenario and seed alone."""
@@ -105,7 +104,7 @@ class RulesPatient:
         wanted = _tier(stream, self._state.d, slope), _tier(stream, self._state.r, slope)
         self._consider(acts, *wanted)
         utterance = self._speak(stream, acts, *wanted)
-        labels = self._emission.labels(stream, self._subtype, *wanted, utterance)
+        labels = draw_labels(self.lookup, stream, self._subtype, *wanted, utterance)
         distress, resistance = self.lookup.tiers(labels, utterance)
         left = self._leaves(stream, distress, resistance)
         if left:
