@@ -236,6 +236,15 @@ def test_shortcuts_do_worse_than_the_expert(shortcut: expert.Script) -> None:
     assert agreed > agreed_by_shortcut + 0.2
 
 
+def test_who_has_agreed_does_not_refuse() -> None:
+    patient = RulesPatient()
+    for scenario in SAMPLE:
+        for exchange in script(patient, scenario, expert.expert, 9).exchanges:
+            if exchange.patient.accepted:
+                assert not default_lookup().says_refusal(exchange.patient.utterance)
+                assert exchange.patient.resistance <= 1
+
+
 def test_an_agreement_is_taken_back_under_threat() -> None:
     patient = RulesPatient()
     for scenario in SAMPLE:

@@ -88,6 +88,21 @@ def split(scenarios: Sequence[Scenario], seed: int = 0) -> tuple[tuple[Scenario,
     )
 
 
+def by_subtype(
+    scenarios: Iterable[Scenario], held_out: Iterable[str]
+) -> tuple[tuple[Scenario, ...], tuple[Scenario, ...]]:
+    """(scenarios of the other subtypes, scenarios of these), to evaluate on subtypes never trained on.
+
+    Raises:
+        ValueError: An unknown subtype; the message gives the nearest.
+    """
+    names, scenarios = {subtype(name).name for name in held_out}, tuple(scenarios)
+    return (
+        tuple(s for s in scenarios if s.subtype not in names),
+        tuple(s for s in scenarios if s.subtype in names),
+    )
+
+
 def caregiver_view(scenario: Scenario, dialogue: Dialogue | None = None) -> str:
     """What the caregiver may know: name, age, diagnosis, setting, and what has been said and seen.
 
