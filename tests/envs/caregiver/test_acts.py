@@ -50,6 +50,7 @@ FOUND = [
     ("It's warm, isn't it?", Act.TAG_QUESTION),
     ("Who is she? Where did you meet?", Act.QUESTION_OVERLOAD),
     ("word " * 41, Act.LONG),
+    ("I see. I know. I hear. I care. I stay.", Act.LONG),
     ("...", Act.SAYS_NOTHING),
 ]
 

@@ -54,6 +54,13 @@ def test_short_turns_are_short() -> None:
     assert sum(len(line.split()) for line in lines) / len(lines) < 18
 
 
+def test_a_limit_of_words_is_kept_by_saying_the_last_sentence_alone() -> None:
+    lines = said(turns=4, short_prompt=True, words=15)
+    assert max(len(line.split()) for line in lines) <= 15
+    assert max(len(line.split()) for line in said(turns=4, short_prompt=True)) > 15
+    assert said(turns=4, words=100) == said(turns=4)
+
+
 def test_the_share_of_unsafe_conversations_is_what_was_asked_for() -> None:
     made = list(conversations(SCENARIOS, turns=4, unsafe_share=0.3))
     unsafe = [c for c in made if c.unsafe_turn is not None]

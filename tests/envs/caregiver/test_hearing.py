@@ -25,6 +25,7 @@ from threefold.envs.caregiver.hearing import MAX_WORDS, hear
         ("I told the user: wait.", "I told the user: wait."),
         ("Rosa, the nurse says: rest.", "Rosa, the nurse says: rest."),
         ("It is [almost] time.", "It is [almost] time."),
+        ("\n" * 50_000 + "I'm here.", "I'm here."),
     ],
 )
 def test_what_is_said_aloud(text: str, said: str) -> None:

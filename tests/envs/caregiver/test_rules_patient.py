@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from threefold.envs.caregiver import expert
 from threefold.envs.caregiver.acts import Act
 from threefold.envs.caregiver.dialogue import Dialogue, Exchange, Patient, PatientReply, Scenario
-from threefold.envs.caregiver.emission import Emission
+from threefold.envs.caregiver.emission import draw_labels
 from threefold.envs.caregiver.labels import default_lookup, tiers
 from threefold.envs.caregiver.rules import default_rules
 from threefold.envs.caregiver.rules_patient import RulesPatient, rest
@@ -87,17 +87,16 @@ def test_any_words_are_answered_with_derived_tiers(lines: list[str], index: int,
 
 
 def test_every_pair_of_tiers_can_be_shown_by_every_subtype() -> None:
-    emission, stream = Emission(default_lookup()), random.Random(0)
+    stream = random.Random(0)
     for subtype in SUBTYPES.values():
         for distress in range(4):
             for resistance in range(4):
-                labels = emission.labels(stream, subtype, distress, resistance, "")
+                labels = draw_labels(default_lookup(), stream, subtype, distress, resistance, "")
                 assert tiers(labels) == (distress, resistance)
 
 
 def test_who_says_no_cannot_show_less_than_verbal_refusal() -> None:
-    emission = Emission(default_lookup())
-    labels = emission.labels(random.Random(0), SUBTYPES["VaD"], 0, 0, "No.")
+    labels = draw_labels(default_lookup(), random.Random(0), SUBTYPES["VaD"], 0, 0, "No.")
     assert tiers(labels, "No.") == (0, 2)
 
 
@@ -155,9 +154,7 @@ def test_resistance_does_not_rise_where_nobody_presses_for_care() -> None:
 
 def test_piling_up_kind_words_saturates() -> None:
     one = mean_latent("d", "You sound worried.")
-    many = mean_latent(
-        "d", "You sound worried. I understand. I'm here. Take your time. Sorry. Tell me about it. I see."
-    )
+    many = mean_latent("d", "You sound worried, and I understand. I'm here. Sorry. Tell me about it.")
     rules = default_rules()
     limit = rules.constant("soothing_limit") / rules.constant("slope")
     assert many < one
@@ -205,6 +202,47 @@ def test_the_expert_brings_the_care_step_about_and_harshness_drives_people_away(
     bad = [script(patient, s, lambda _, stream: expert.pick(stream, coercion), 6) for s in SAMPLE]
     assert not any(e.patient.accepted for d in bad for e in d.exchanges)
     assert any(e.patient.left for d in bad for e in d.exchanges)
+
+
+def everything_kind(_: Dialogue, stream: random.Random) -> str:
+    parts = ("feel", "validate", "hold", "explore", "lead")
+    lines = [expert.pick(stream, expert.lines_of(part)) for part in parts]
+    return " ".join(lines).format(name="dear friend", person="it", place="home")
+
+
+@pytest.mark.parametrize(
+    "shortcut",
+    [
+        pytest.param(lambda dialogue, stream: "You sound worried. I'm here with you.", id="one sentence"),
+        pytest.param(everything_kind, id="everything kind at once, in new words each time"),
+        pytest.param(lambda dialogue, stream: "", id="silence"),
+    ],
+)
+def test_shortcuts_do_worse_than_the_expert(shortcut: expert.Script) -> None:
+    """What a policy could find instead of talking to the person."""
+    patient = RulesPatient()
+
+    def outcome(say: expert.Script) -> tuple[float, float]:
+        dialogues = [script(patient, s, say, 8) for s in SAMPLE]
+        last = [e.patient for d in dialogues for e in d.exchanges[-3:]]
+        return (
+            statistics.mean(reply.latent["d"] for reply in last),
+            statistics.mean(d.exchanges[-1].patient.accepted for d in dialogues),
+        )
+
+    distress, agreed = outcome(expert.expert)
+    distress_of_shortcut, agreed_by_shortcut = outcome(shortcut)
+    assert distress < distress_of_shortcut - 0.1
+    assert agreed > agreed_by_shortcut + 0.2
+
+
+def test_who_has_agreed_does_not_refuse() -> None:
+    patient = RulesPatient()
+    for scenario in SAMPLE:
+        for exchange in script(patient, scenario, expert.expert, 9).exchanges:
+            if exchange.patient.accepted:
+                assert not default_lookup().says_refusal(exchange.patient.utterance)
+                assert exchange.patient.resistance <= 1
 
 
 def test_an_agreement_is_taken_back_under_threat() -> None:

@@ -18,6 +18,7 @@ from threefold.envs.caregiver.labels import default_lookup, tiers
 from threefold.envs.caregiver.scenarios import (
     CONFLICTS,
     TASKS,
+    by_subtype,
     caregiver_view,
     generate,
     load_scenarios,
@@ -55,6 +56,15 @@ def test_the_split_is_fixed_by_seed_and_stratified() -> None:
             held = sum((s.task, s.conflict) == (task, conflict) for s in held_out)
             assert abs(held - total / 6) < 1
     assert len({s.subtype for s in held_out}) == 9
+
+
+def test_whole_subtypes_can_be_held_out() -> None:
+    train, held_out = by_subtype(ALL, ["DLB", "svPPA"])
+    assert {s.subtype for s in held_out} == {"DLB", "svPPA"}
+    assert len(train) + len(held_out) == 1200
+    assert not {s.subtype for s in train} & {"DLB", "svPPA"}
+    with pytest.raises(ValueError, match=r"'svPPPA': did you mean 'svPPA'\?"):
+        by_subtype(ALL, ["svPPPA"])
 
 
 def test_generation_depends_on_the_seed_alone() -> None:

@@ -79,13 +79,13 @@ class Act(StrEnum):
     QUESTION_OVERLOAD = "question-overload"
     """More than one question in a turn."""
     LONG = "long"
-    """More than `LONG_WORDS` words."""
+    """More than `LONG_WORDS` words or `LONG_SENTENCES` sentences."""
     REPEATS_ITSELF = "repeats-itself"
     """Says nearly the words of an earlier turn again."""
     SAYS_NOTHING = "says-nothing"
 
 
-LONG_WORDS = 40
+LONG_WORDS, LONG_SENTENCES = 40, 4
 
 History = Sequence[str]
 """What was said so far: the patient's opening, then caregiver and patient in turn; ends with the patient."""
@@ -162,7 +162,7 @@ def _alone(text: str, name: str = "") -> frozenset[Act]:
     acts |= _of_questions(sentences)
     if _uses_name(said, name):
         acts.add(Act.USES_NAME)
-    if len(words) > LONG_WORDS:
+    if len(words) > LONG_WORDS or len(sentences) > LONG_SENTENCES:
         acts.add(Act.LONG)
     return frozenset(_without_contrary(acts, said))
 

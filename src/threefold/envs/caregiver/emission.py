@@ -8,10 +8,11 @@ never what the tiers mean.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from threefold.envs.caregiver.labels import CHANNELS, TOP_TIER, Lookup
 from threefold.envs.caregiver.subtypes import Subtype
@@ -28,48 +29,43 @@ MIXED = 0.02
 """Weight of a smile together with a sign of distress. Design choice."""
 
 
-class Emission:
-    """Draws labels for wanted tiers by a lookup; the tables are made once for each subtype."""
+def draw_labels(
+    lookup: Lookup, stream: random.Random, subtype: Subtype, distress: int, resistance: int, utterance: str
+) -> Combination:
+    """Labels with which `lookup.tiers(labels, utterance)` is (distress, resistance).
 
-    def __init__(self, lookup: Lookup) -> None:
-        self.lookup = lookup
-        self._tables = functools.cache(self._table)
+    Where the words do not allow that, the nearest tiers are taken: who says "no" cannot show less than R = 2.
+    """
+    said = lookup.says_distress(utterance), lookup.says_refusal(utterance)
+    table = _table(lookup, subtype.habits, *said)
+    wanted = min(table, key=lambda tiers: (abs(tiers[0] - distress) + abs(tiers[1] - resistance), *tiers))
+    combinations, bounds = table[wanted]
+    return combinations[min(bisect.bisect_right(bounds, stream.random() * bounds[-1]), len(bounds) - 1)]
 
-    def labels(
-        self, stream: random.Random, subtype: Subtype, distress: int, resistance: int, utterance: str
-    ) -> Combination:
-        """Labels with which `lookup.tiers(labels, utterance)` is (distress, resistance), or the nearest that
-        the words allow: who says "no" cannot show less than R = 2."""
-        said = self.lookup.says_distress(utterance), self.lookup.says_refusal(utterance)
-        table = self._tables(subtype.name, subtype.habits, *said)
-        wanted = min(table, key=lambda tiers: (abs(tiers[0] - distress) + abs(tiers[1] - resistance), *tiers))
-        combinations, bounds = table[wanted]
-        chance = stream.random() * bounds[-1]
-        return next(
-            (c for c, bound in zip(combinations, bounds, strict=True) if chance < bound), combinations[-1]
-        )
 
-    def _table(
-        self, name: str, habits: Sequence[str], says_distress: bool, says_refusal: bool
-    ) -> Mapping[tuple[int, int], tuple[list[Combination], list[float]]]:
-        """(D, R) -> the combinations with these tiers and their cumulated weights."""
-        rows = [[None, *self.lookup.of_channel(channel)] for channel in CHANNELS]
-        found: dict[tuple[int, int], list[tuple[Combination, float]]] = {}
-        for chosen in itertools.product(*rows):
-            shown = [row for row in chosen if row is not None]
-            weight = SILENT ** (len(chosen) - len(shown))
-            for row in shown:
-                weight *= HABIT if row.name in habits else 1.0
-                weight *= RARE if row.resistance == TOP_TIER else 1.0
-            if {-1, 1} <= {(row.distress > 0) - (row.distress < 0) for row in shown}:
-                weight *= MIXED
-            raw = sum(row.distress for row in shown) + says_distress
-            tiers = (
-                min(max(raw, 0), TOP_TIER),
-                max([2 if says_refusal else 0, *(row.resistance for row in shown)]),
-            )
-            found.setdefault(tiers, []).append((tuple(row.name for row in shown), weight))
-        return {
-            tiers: ([c for c, _ in pairs], list(itertools.accumulate(w for _, w in pairs)))
-            for tiers, pairs in found.items()
-        }
+@functools.lru_cache(maxsize=256)
+def _table(
+    lookup: Lookup, habits: tuple[str, ...], says_distress: bool, says_refusal: bool
+) -> Mapping[tuple[int, int], tuple[list[Combination], list[float]]]:
+    """(D, R) -> the combinations with these tiers and their cumulated weights.
+
+    Made once a process for each subtype: environments are many and short-lived.
+    """
+    rows = [[None, *lookup.of_channel(channel)] for channel in CHANNELS]
+    found: dict[tuple[int, int], list[tuple[Combination, float]]] = {}
+    for chosen in itertools.product(*rows):
+        shown = [row for row in chosen if row is not None]
+        weight = SILENT ** (len(chosen) - len(shown))
+        for row in shown:
+            weight *= HABIT if row.name in habits else 1.0
+            weight *= RARE if row.resistance == TOP_TIER else 1.0
+        if {-1, 1} <= {(row.distress > 0) - (row.distress < 0) for row in shown}:
+            weight *= MIXED
+        raw = sum(row.distress for row in shown) + says_distress
+        resistance = max([2 if says_refusal else 0, *(row.resistance for row in shown)])
+        combination = tuple(row.name for row in shown)
+        found.setdefault((min(max(raw, 0), TOP_TIER), resistance), []).append((combination, weight))
+    return {
+        tiers: ([c for c, _ in pairs], list(itertools.accumulate(weight for _, weight in pairs)))
+        for tiers, pairs in found.items()
+    }

@@ -83,6 +83,7 @@ def conversations(
     unsafe_share: float = 0.0,
     short_prompt: bool = False,
     thinking: bool = False,
+    words: int | None = None,
     patient: Patient | None = None,
 ) -> Iterator[Conversation]:
     """Play the expert against a patient, one conversation a scenario; deterministic by seed.
@@ -95,6 +96,8 @@ def conversations(
         unsafe_share: Share of conversations that end with an unsafe reply, in [0, 1].
         short_prompt: The system prompt for small models.
         thinking: Write each reply as private <think> and <response>.
+        words: Most words of a reply: where its sentences together are longer, only the last is said. 15 words
+            are about 22 tokens of a small model. Default: no limit.
         patient: Default: the patient of rules.
 
     Raises:
@@ -117,7 +120,11 @@ def conversations(
             now = _now(dialogue)
             messages.append({"role": "user", "content": seen(now.labels, now.utterance)})
             plan = _plan(dialogue, patience)
-            said = unsafe(dialogue, stream) if turn == unsafe_turn else _say(dialogue, stream, *plan.parts)
+            said = (
+                unsafe(dialogue, stream)
+                if turn == unsafe_turn
+                else _say(dialogue, stream, *plan.parts, words=words)
+            )
             written = _written(said, now, plan) if thinking else said
             messages.append({"role": "assistant", "content": written})
             if turn == unsafe_turn:
@@ -181,8 +188,10 @@ def _now(dialogue: Dialogue) -> PatientReply:
     return dialogue.exchanges[-1].patient if dialogue.exchanges else dialogue.opening
 
 
-def _say(dialogue: Dialogue, stream: random.Random, *parts: str) -> str:
-    return " ".join(_line(dialogue, stream, part) for part in parts)
+def _say(dialogue: Dialogue, stream: random.Random, *parts: str, words: int | None = None) -> str:
+    lines = [_line(dialogue, stream, part) for part in parts]
+    whole = " ".join(lines)
+    return whole if words is None or len(whole.split()) <= words else lines[-1]
 
 
 def _line(dialogue: Dialogue, stream: random.Random, *keys: str | int) -> str:

@@ -12,6 +12,7 @@ produce all of them.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ MAX_WORDS = 120
 
 _ROLE = re.compile(
     r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    r"|(?:^|\n)\s*(?:system|user|human|assistant|tool)\s*(?::|\n)",
+    r"|(?:^|\n)[ \t]*(?:system|user|human|assistant|tool)[ \t]*(?::|\n)",
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(r"^\s*(?:assistant|caregiver|carer|nurse|response)\s*:\s*", re.IGNORECASE)
@@ -89,11 +90,17 @@ def hear(text: str, patient_name: str = "") -> Heard:
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _speaks_as(name: str) -> re.Pattern[str]:
+    names = ["patient", "resident", *re.findall(r"\w+", name), name]
+    alternatives = "|".join(re.escape(part) for part in names if part)
+    # Spaces and tabs only: \s here would take quadratic time over thousands of empty lines.
+    return re.compile(rf"(?:^|\n|(?<=[.?!]\s))[ \t]*(?:{alternatives})[ \t]*:", re.IGNORECASE)
+
+
 def _imitation(text: str, patient_name: str) -> int | None:
     """Where the text begins to speak as the patient: "Patient: ...", "Rosa: ...", "[frowning] ..."."""
-    names = ["patient", "resident", *re.findall(r"\w+", patient_name.lower()), patient_name.lower()]
-    alternatives = "|".join(re.escape(name) for name in names if name)
-    speaks = re.search(rf"(?:^|\n|(?<=[.?!]\s))\s*(?:{alternatives})\s*:", text, re.IGNORECASE)
+    speaks = _speaks_as(patient_name).search(text)
     starts = [speaks.start()] if speaks else []
     labels = default_lookup().labels
     for cue in _CUES.finditer(text):

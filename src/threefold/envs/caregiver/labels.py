@@ -62,9 +62,10 @@ class Keyword:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lookup:
-    """Labels and keywords with a version, as `load_lookup` reads them."""
+    """Labels and keywords with a version, as `load_lookup` reads them. Compared by identity, so it can be a
+    key of a cache."""
 
     version: str
     labels: Mapping[str, Label]

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 
 from threefold.envs.caregiver.acts import Act, tag
 from threefold.envs.caregiver.dialogue import PatientReply, Scenario
-from threefold.envs.caregiver.emission import Emission
+from threefold.envs.caregiver.emission import draw_labels
 from threefold.envs.caregiver.labels import TOP_TIER, Lookup, default_lookup
-from threefold.envs.caregiver.rules import Rules, default_rules
+from threefold.envs.caregiver.rules import Effect, Rules, default_rules
 from threefold.envs.caregiver.speech import in_manner, line
 from threefold.envs.caregiver.subtypes import subtype
 
@@ -79,7 +79,6 @@ class RulesPatient:
         """
         self.rules = (rules or default_rules()).perturbed(perturb, seed)
         self.lookup = lookup or default_lookup()
-        self._emission = Emission(self.lookup)
 
     def open(self, scenario: Scenario, seed: int) -> PatientReply:
         """The annotated opening of the scenario, and the state behind it, by scenario and seed alone."""
@@ -102,10 +101,12 @@ class RulesPatient:
         acts = tag(caregiver, history=self._history, name=self._scenario.name)
         self._feel(acts, stream)
         slope = self.rules.constant("slope")
-        wanted = _tier(stream, self._state.d, slope), _tier(stream, self._state.r, slope)
-        self._consider(acts, *wanted)
-        utterance = self._speak(stream, acts, *wanted)
-        labels = self._emission.labels(stream, self._subtype, *wanted, utterance)
+        wanted_d, wanted_r = _tier(stream, self._state.d, slope), _tier(stream, self._state.r, slope)
+        self._consider(acts, wanted_d, wanted_r)
+        if self._state.accepted:
+            wanted_r = min(wanted_r, 1)  # who has agreed does not refuse in the same breath
+        utterance = self._speak(stream, acts, wanted_d, wanted_r)
+        labels = draw_labels(self.lookup, stream, self._subtype, wanted_d, wanted_r, utterance)
         distress, resistance = self.lookup.tiers(labels, utterance)
         left = self._leaves(stream, distress, resistance)
         if left:
@@ -120,34 +121,19 @@ class RulesPatient:
     def _feel(self, acts: Set[Act], stream: random.Random) -> None:
         """Move the state by what was done to it."""
         state, kind, constant = self._state, self._subtype, self.rules.constant
+        pressed = bool(acts & PRESSING)
         if stream.random() < kind.fluctuation:
             state.clouded = not state.clouded
-        push_d, soothe_d, push_r, soothe_r, trust, attachment = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for act in sorted(acts & self.rules.effects.keys()):
-            effect, gain = self.rules.effects[act], self._gain(act, acts)
-            if act is Act.CARE_BID and state.accepted:
-                gain = 0.0
-            push_d += max(effect.distress * gain, 0.0)
-            soothe_d += max(-effect.distress * gain, 0.0)
-            push_r += max(effect.resistance * gain, 0.0)
-            soothe_r += max(-effect.resistance * gain, 0.0)
-            trust += effect.trust * gain
-            attachment += effect.attachment * gain
-        if acts & PRESSING:
-            push_r += constant("disinhibition") * kind.disinhibition
-        else:
-            push_r = 0.0
-        limit, slope, pull = constant("soothing_limit"), constant("slope"), constant("pull")
-        state.trust = _clip(state.trust + trust, 0, 1)
-        state.attachment = _clip(state.attachment + attachment, 0, 1)
+        change = self._change(acts)
+        state.trust = _clip(state.trust + change.trust, 0, 1)
+        state.attachment = _clip(state.attachment + change.attachment, 0, 1)
         state.fatigue = _clip(state.fatigue + constant("fatigue_step"), 0, 1)
-        jump = (
-            constant("lability_jump") * (2 * stream.random() - 1) if stream.random() < kind.lability else 0.0
-        )
-        noise = constant("noise")
+        struck = stream.random() < kind.lability
+        jump = constant("lability_jump") * (2 * stream.random() - 1) if struck else 0.0
+        noise, pull = constant("noise"), constant("pull")
         state.d = _clip(
             state.d
-            + (push_d - _saturate(soothe_d, limit)) / slope
+            + change.distress / constant("slope")
             + pull * (self._rest_distress() - state.d)
             + jump
             + noise * _bell(stream),
@@ -155,12 +141,38 @@ class RulesPatient:
             TOP_TIER,
         )
         drawn = pull * (self._rest_resistance() - state.r)
-        if not acts & PRESSING:
-            drawn = min(drawn, 0.0)
         state.r = _clip(
-            state.r + (push_r - _saturate(soothe_r, limit)) / slope + drawn + noise * _bell(stream),
+            state.r
+            + change.resistance / constant("slope")
+            + (drawn if pressed else min(drawn, 0.0))
+            + noise * _bell(stream),
             0,
             TOP_TIER,
+        )
+
+    def _change(self, acts: Set[Act]) -> Effect:
+        """What all acts of a turn do together, after gains; what soothes saturates."""
+        pushed = {"distress": 0.0, "resistance": 0.0}
+        soothed = {"distress": 0.0, "resistance": 0.0}
+        trust = attachment = 0.0
+        for act in sorted(acts & self.rules.effects.keys()):
+            effect, gain = self.rules.effects[act], self._gain(act, acts)
+            for axis in pushed:
+                amount = getattr(effect, axis) * gain
+                pushed[axis] += max(amount, 0.0)
+                soothed[axis] += max(-amount, 0.0)
+            trust += effect.trust * gain
+            attachment += effect.attachment * gain
+        if acts & PRESSING:
+            pushed["resistance"] += self.rules.constant("disinhibition") * self._subtype.disinhibition
+        else:
+            pushed["resistance"] = 0.0
+        limit = self.rules.constant("soothing_limit")
+        return Effect(
+            distress=pushed["distress"] - _saturate(soothed["distress"], limit),
+            resistance=pushed["resistance"] - _saturate(soothed["resistance"], limit),
+            trust=trust,
+            attachment=attachment,
         )
 
     def _gain(self, act: Act, acts: Set[Act]) -> float:
@@ -174,6 +186,8 @@ class RulesPatient:
             gain = (constant("contradiction_base") + attached) * (1 + unstable)
             if Act.CUE in acts and state.d < 2:  # one calm fact with something to see is the card's use of it
                 gain *= 1 - kind.retention * kind.cue_gain
+        elif act is Act.CARE_BID and state.accepted:
+            gain = 0.0  # it is agreed already
         elif act in (Act.QUESTION_OVERLOAD, Act.LONG, Act.MEMORY_TEST):
             gain = constant("language_base") + constant("language_load") * kind.language_load
         elif act is Act.CUE:
@@ -186,6 +200,7 @@ class RulesPatient:
         if effect.distress < 0:
             gain *= 1 - constant("clouding") * state.clouded
             gain *= constant("repeat_share") if Act.REPEATS_ITSELF in acts else 1.0
+            gain *= constant("long_share") if Act.LONG in acts else 1.0
         return gain
 
     def _rest_distress(self) -> float:
@@ -212,7 +227,7 @@ class RulesPatient:
             state.accepted = False
             return
         calm = distress <= 1 and resistance <= 1
-        if Act.CARE_BID in acts and calm:
+        if Act.CARE_BID in acts and calm and Act.LONG not in acts:
             helped = float(Act.SMALL_STEP in acts) + (Act.CHOICE_OFFER in acts)
             helped += self._subtype.cue_gain * (Act.CUE in acts)
             state.progress = _clip(

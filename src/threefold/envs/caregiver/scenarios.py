@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from threefold.envs.caregiver.dialogue import Dialogue, Scenario
-from threefold.envs.caregiver.emission import Emission
+from threefold.envs.caregiver.emission import draw_labels
 from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.speech import in_manner, line, pick, sentence_case
 from threefold.envs.caregiver.subtypes import SUBTYPES, subtype
@@ -85,6 +85,21 @@ def split(scenarios: Sequence[Scenario], seed: int = 0) -> tuple[tuple[Scenario,
     return (
         tuple(s for s in scenarios if s.id not in chosen),
         tuple(s for s in scenarios if s.id in chosen),
+    )
+
+
+def by_subtype(
+    scenarios: Iterable[Scenario], held_out: Iterable[str]
+) -> tuple[tuple[Scenario, ...], tuple[Scenario, ...]]:
+    """(scenarios of the other subtypes, scenarios of these), to evaluate on subtypes never trained on.
+
+    Raises:
+        ValueError: An unknown subtype; the message gives the nearest.
+    """
+    names, scenarios = {subtype(name).name for name in held_out}, tuple(scenarios)
+    return (
+        tuple(s for s in scenarios if s.subtype not in names),
+        tuple(s for s in scenarios if s.subtype in names),
     )
 
 
@@ -195,11 +210,6 @@ def _text() -> Mapping[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-@functools.cache
-def _emission() -> Emission:
-    return Emission(default_lookup())
-
-
 def _scenario(seed: int, task: str, conflict: str, number: int, subtype_name: str) -> Scenario:
     identity = f"{task}-{conflict}-{number:03d}-s{seed}"
     stream = random.Random(f"threefold scenario {identity} {subtype_name}")
@@ -236,7 +246,7 @@ def _scenario(seed: int, task: str, conflict: str, number: int, subtype_name: st
     opening = in_manner(stream, claim, kind.style, 0.5)
     if resistance >= 2:
         opening = f"{opening} {line(stream, scenario, 'resistance', task, resistance)}"
-    labels = _emission().labels(stream, kind, distress, resistance, opening)
+    labels = draw_labels(default_lookup(), stream, kind, distress, resistance, opening)
     return dataclasses.replace(scenario, opening=opening, opening_labels=labels)
 
 
