@@ -308,7 +308,7 @@ def _entropy_table(cells: Any, arms: Sequence[str]) -> str:
         rows.append(row)
     note = (
         "Nats, first tenth of training to last tenth, measured alike for every arm. Critical tokens are "
-        "those of ISPO's paper, in every tenth step; before the policy has moved there are none."
+        "those of ISPO's paper, in every tenth step in which there are any: before the policy has moved, none."
     )
     head = ["arm", *(f"{name}, {side}" for name in TOKENS.values() for side in ("right", "wrong"))]
     return note + "\n\n" + _table(head, rows)
@@ -357,10 +357,12 @@ def _cost_table(cells: Any, arms: Sequence[str]) -> str:
 
 
 def _ends(values: Sequence[float | None]) -> dict[str, float | None]:
-    """Means over the first and the last tenth; None where nothing was measured there."""
-    tenth = max(1, len(values) // 10)
-    ends = {"first": _mean(values[:tenth]), "last": _mean(values[-tenth:])}
-    return {name: None if math.isnan(value) else value for name, value in ends.items()}
+    """Means over the first and the last tenth of the steps in which there was a value; None without any."""
+    known = [value for value in values if value is not None]
+    tenth = max(1, len(known) // 10)
+    if not known:
+        return {"first": None, "last": None}
+    return {"first": statistics.fmean(known[:tenth]), "last": statistics.fmean(known[-tenth:])}
 
 
 def _mean_ends(cells: Sequence[Any], name: str) -> tuple[float, float]:
