@@ -153,7 +153,7 @@ def report(results: dict[str, Any], options: argparse.Namespace) -> None:
         "",
         f"`{command}`: {options.dialogues} dialogues of two groups, an opening of {options.opening} tokens, "
         f"{options.turns} turns of {options.agent} tokens of the agent and {options.environment} of the "
-        f"environment, greedy, fp32, {options.rounds} rounds of alternating arms. The seconds are those of "
+        f"environment, greedy, fp32, rounds of alternating arms: {options.rounds}. The seconds are those of "
         "whatever else the machine did at the time; each ratio is of two arms run one after the other.",
         "",
         f"{machine['accelerator'] or machine['processor']}, {machine['threads']} threads; torch "
