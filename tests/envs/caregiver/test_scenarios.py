@@ -98,6 +98,13 @@ def test_lines_of_refusal_do_refuse() -> None:
         assert all(default_lookup().says_refusal(line) for line in by_tier[2] + by_tier[3])
 
 
+def test_the_page_says_how_many_held_out_openings_were_seen_in_training() -> None:
+    train, held_out = split(ALL)
+    seen_before = {s.opening for s in train}
+    page = (Path(__file__).parents[3] / "docs/caregiver.md").read_text(encoding="utf-8")
+    assert f"{sum(s.opening in seen_before for s in held_out)} of the 200 openings" in page
+
+
 def test_texts_vary() -> None:
     assert len({s.opening for s in ALL}) > 800
     assert len({s.name for s in ALL}) > 300
