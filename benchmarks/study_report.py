@@ -308,7 +308,7 @@ def _entropy_table(cells: Any, arms: Sequence[str]) -> str:
         rows.append(row)
     note = (
         "Nats, first tenth of training to last tenth, measured alike for every arm. Critical tokens are "
-        "those of ISPO's paper, in every tenth step in which there are any: before the policy has moved, none."
+        "those of ISPO's paper, in every tenth step in which there are any."
     )
     head = ["arm", *(f"{name}, {side}" for name in TOKENS.values() for side in ("right", "wrong"))]
     return note + "\n\n" + _table(head, rows)
