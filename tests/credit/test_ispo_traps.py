@@ -50,6 +50,11 @@ class TestTrap1SmallSpreadsAreBlownUp:
         values_B = replace(IFD_ONLY, intrinsic_cap=0.2).assign(self.batch).values
         assert values_B[:4].tolist() == pytest.approx([-0.2, 0.2, -0.2, 0.2], rel=1e-4)
 
+    def test_what_lies_within_the_cap_is_left_as_it_is(self) -> None:
+        """A floor of 0.1 leaves 5e-3, far below a cap of 0.2: it is not stretched to it."""
+        values_B = replace(IFD_ONLY, std_floor=0.1, intrinsic_cap=0.2).assign(self.batch).values
+        assert values_B[:4].tolist() == pytest.approx([-5e-3, 5e-3, -5e-3, 5e-3], rel=1e-2)
+
     @given(
         st.lists(st.sampled_from([0.0, 1.0, nan]), min_size=8, max_size=8),
         st.lists(st.floats(-2, 2, width=32), min_size=8, max_size=8),

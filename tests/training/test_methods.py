@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from threefold import ISPO
+from threefold import GRPO, ISPO
 from threefold.credit.gtpo import GTPO
 from threefold.credit.rl_zvp import RLZVP
 from threefold.recipe_credit import METHODS
@@ -44,6 +44,23 @@ def test_our_options_of_ispo_train_per_token(build) -> None:
     trainer = build(credit=credit, args={"max_steps": 2}, answer_format=r"([0-9])")
     trainer.train()
     assert all(math.isfinite(log["loss"]) for log in trainer.state.log_history if "loss" in log)
+
+
+class Silent:
+    """An estimator that answers per token and does not say so."""
+
+    needs = frozenset()
+
+    def check(self, reward_names, group_size) -> None: ...
+
+    def assign(self, batch):
+        answer = GRPO().assign(batch)
+        return dataclasses.replace(answer, values=answer.values[:, None] * batch.mask_BT)
+
+
+def test_an_estimator_that_does_not_say_so_is_refused_at_its_first_answer(build) -> None:
+    with pytest.raises(ValueError, match=r"Silent gives credit per token.*'vespo'"):
+        build(credit=Silent(), args={"loss_type": "vespo"}).train()
 
 
 @pytest.mark.parametrize(

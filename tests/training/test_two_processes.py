@@ -47,17 +47,20 @@ def test_both_see_the_same_batch_and_give_the_same_credit(ranks):
     for a, b in zip(one["kept"], other["kept"], strict=True):
         assert torch.equal(a["values"], b["values"])
         assert torch.equal(a["batch"].rewards["digit"], b["batch"].rewards["digit"])
+        assert a["batch"].step == b["batch"].step
         for field in fields(a["batch"].signals):
-            assert torch.equal(
-                getattr(a["batch"].signals, field.name), getattr(b["batch"].signals, field.name)
-            )
+            mine, yours = (getattr(kept["batch"].signals, field.name) for kept in (a, b))
+            assert (mine is None and yours is None) or torch.equal(mine, yours)
+        assert a["batch"].signals.answer_ids_BA is not None
+    assert [kept["batch"].step for kept in one["kept"]] == [0, 1, 2, 3]
 
 
 def test_credit_is_that_of_one_process_and_each_takes_its_part(ranks):
     _, (one, other) = ranks
     for a, b in zip(one["kept"], other["kept"], strict=True):
         assert a["batch"].group_B.tolist() == [0, 0, 0, 0]
-        alone = ISPO("digit", combine="union").assign(a["batch"])
+        # With the noise control: both processes and this one deal alike.
+        alone = ISPO("digit", combine="union", noise_control="shuffle").assign(a["batch"])
         assert torch.equal(alone.values, a["values"])
         assert torch.equal(torch.cat([a["local"], b["local"]]), a["values"])
         # The episodes of one process alone would have been credited otherwise: the group does span both.

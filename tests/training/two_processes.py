@@ -106,7 +106,7 @@ def main() -> None:
         args=args,
         train_dataset=sums(),
         processing_class=tiny_tokenizer(),
-        credit=ISPO("digit", combine="union"),
+        credit=ISPO("digit", combine="union", noise_control="shuffle"),
         answer_format=r"([0-9])",
         run_dir=folder / "run",
     )

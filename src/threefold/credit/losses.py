@@ -17,7 +17,12 @@ from threefold.credit import CreditEstimator
 
 
 def check_loss(
-    credit: CreditEstimator, *, loss: str, ratio: str = "token", off_policy_mask: float | None = None
+    credit: CreditEstimator,
+    *,
+    loss: str,
+    ratio: str = "token",
+    off_policy_mask: float | None = None,
+    per_token: bool | None = None,
 ) -> None:
     """Refuse an estimator with a loss that it does not fit.
 
@@ -26,6 +31,7 @@ def check_loss(
         loss: TRL's `loss_type`.
         ratio: TRL's `importance_sampling_level`.
         off_policy_mask: TRL's `off_policy_mask_threshold`.
+        per_token: Whether it answers (B, T); by default what its attribute `per_token` says.
 
     Raises:
         ValueError: They do not fit; the message says why and what to set.
@@ -38,7 +44,9 @@ def check_loss(
             f"set loss_type={wanted!r} (in a recipe training.loss={wanted}), or take GRPO(scale='none') for "
             "its advantages with another loss"
         )
-    if not getattr(credit, "per_token", False):
+    if per_token is None:
+        per_token = getattr(credit, "per_token", False)
+    if not per_token:
         return
     misfits = []
     if loss == "vespo":

@@ -206,12 +206,7 @@ class ThreefoldTrainer(TrlSeam):
         if self.credit is None:
             return
         self.credit.check(self.reward_func_names, self.num_generations)
-        check_loss(
-            self.credit,
-            loss=self.loss_type,
-            ratio=self.importance_sampling_level,
-            off_policy_mask=self.off_policy_mask_threshold,
-        )
+        self._check_loss()
         if "self_certainty" in self.credit.needs:
             self._check_certainty()
         columns = getattr(self.train_dataset, "column_names", None)
@@ -237,6 +232,16 @@ class ThreefoldTrainer(TrlSeam):
                 f"scale_rewards={self.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
                 f"set {type(self.credit).__name__}(scale={self.scale_rewards!r}) instead"
             )
+
+    def _check_loss(self, per_token: bool | None = None) -> None:
+        assert self.credit is not None
+        check_loss(
+            self.credit,
+            loss=self.loss_type,
+            ratio=self.importance_sampling_level,
+            off_policy_mask=self.off_policy_mask_threshold,
+            per_token=per_token,
+        )
 
     def _resolve_outcome(self, outcome: str | None) -> str | None:
         outcome = outcome or getattr(self.credit, "outcome", None)
@@ -471,7 +476,10 @@ class ThreefoldTrainer(TrlSeam):
     def _assign(self, batch: CreditBatch, output: dict[str, Any]) -> Advantages:
         """The estimator's answer; without one, TRL's own advantages in the same form."""
         if self.credit is not None:
-            return self.credit.assign(batch)
+            answer = self.credit.assign(batch)
+            if answer.values.dim() == 2:
+                self._check_loss(per_token=True)  # an estimator need not say beforehand that it answers so
+            return answer
         outcomes = {name: value for name, value in batch.rewards.items() if name == self.outcome}
         return Advantages(
             values=self._gather(output["advantages"]),
