@@ -108,17 +108,19 @@ def test_training_follows_the_mix():
     assert arithmetic("train", seed=4, size=100) != problems[:100]
 
 
+PINNED_LEVELS = dict.fromkeys(("add1", "mul1", "add111", "add21", "add22", "sub22", "mul21", "add333"), 1.0)
+"""Levels of the first record; later ones do not move their problems."""
 RECORD = "".join(
     problem.question
     for split in ("train", "validation", "test")
-    for problem in arithmetic(split, seed=11, size=60, mix=ALL_LEVELS)
+    for problem in arithmetic(split, seed=11, size=60, mix=PINNED_LEVELS)
 )
 
 
 def test_problems_are_the_same_in_another_process():
     code = (
-        "from threefold.envs.procedural import LEVELS, arithmetic\n"
-        "mix = dict.fromkeys(LEVELS, 1.0)\n"
+        "from threefold.envs.procedural import arithmetic\n"
+        f"mix = {PINNED_LEVELS}\n"
         "splits = ('train', 'validation', 'test')\n"
         "print(''.join(p.question for s in splits for p in arithmetic(s, seed=11, size=60, mix=mix)))"
     )
