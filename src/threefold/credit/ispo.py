@@ -235,14 +235,14 @@ class ISPO(ISPOOptions):
 
     @classmethod
     def recommended(cls, outcome: str) -> ISPO:
-        """The paper's signals, traps closed: chosen by argument (docs/ispo.md), not by a study yet."""
+        """The paper's signals, traps closed: chosen by argument and on validation problems (docs/ispo.md)."""
         return cls(
             outcome,
             std_floor=0.1,
             intrinsic_cap=0.5,
             ifd_where_answers_coincide=False,
             all_wrong_ifd=False,
-            all_wrong_weight=0.25,
+            all_wrong_weight=0.0,
             preserve_sign=True,
             token_baseline=True,
             hinge_quantile=0.2,
