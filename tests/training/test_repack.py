@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
@@ -125,6 +126,24 @@ def test_episodes_are_recorded_whole_and_unseen_entropies_are_left_out(build, tm
         start = episode.trajectory.segments[0].prompt_length
         seen = [value is not None for value in episode.token_signals["entropy"][0][start:]]
         assert seen == [any(episode.advantages[0])] * len(seen)
+
+
+def test_a_step_without_any_forward_does_not_confuse_the_next(build, tmp_path):
+    """Nothing of a recorded step is observed where all its groups are dead; the next one measures signals."""
+    rewards = {"dead": False}
+
+    def reward(completions: Any, **columns: Any) -> list[float]:
+        return [1.0] * 16 if rewards["dead"] else [float(i % 2) for i in range(16)]
+
+    class Alternating(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            rewards["dead"] = state.global_step % 2 == 1
+
+    args = {**ONE_STEP, "max_steps": 6}
+    options = {"credit": GRPO(), "run_dir": tmp_path / "run", "speedups": Speedups(), "signals_every": 2}
+    trainer = build(args=args, reward_funcs=reward, callbacks=[Alternating()], **options)
+    trainer.train()
+    assert len((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()) == 6 * 16
 
 
 def rows_forwarded(trainer: ThreefoldTrainer) -> list[int]:

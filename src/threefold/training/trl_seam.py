@@ -311,8 +311,9 @@ class TrlSeam(GRPOTrainer):
                 row_number=ROW,
             )
         self._buffered_inputs = repacked
-        if self._rows_to_observe < sys.maxsize:
-            self._rows_to_observe = sum(int((part[ROW] >= 0).sum()) for part in repacked if part)
+        watched = [part[ROW] for part in repacked if ROW in part]
+        if watched:
+            self._rows_to_observe = sum(int((rows >= 0).sum()) for rows in watched)
         return repacked[self._step % len(repacked)]
 
     def _agree_on_rows(self, counts: list[int]) -> list[int]:
