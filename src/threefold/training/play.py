@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from threefold.environments import SUCCESS
 from threefold.envs.base import Task
 from threefold.rollout.driver import Start
 from threefold.trajectory import Trajectory
@@ -92,16 +94,11 @@ def episode_rewards(*channels: str) -> list[Callable[..., list[float | None]]]:
     ```
 
     A channel that an episode was not scored in, or that failed, answers None: that reward is unscorable.
+    "success" is no channel but whether the episode succeeded.
+
+    The functions raise ValueError where episodes were scored, and none of them in the channel.
     """
-
-    def reader(channel: str) -> Callable[..., list[float | None]]:
-        def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
-            return [episode.rewards.get(channel) for episode in trajectory]
-
-        read.__name__ = channel
-        return read
-
-    return [reader(channel) for channel in channels]
+    return [_reader(channel) for channel in channels]
 
 
 def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list[float | None]]]:
@@ -121,3 +118,28 @@ def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list
             'reward_funcs=episode_rewards("..."), or the class an attribute `channels = ("...",)`'
         )
     return episode_rewards(*channels)
+
+
+def given_credit(weights: Mapping[str, float], credit: Any) -> list[str]:
+    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome.
+
+    One of weight 0 is watched, for the figures; a method that ranks channels apart must not rank it, and
+    where nothing else could be scored it must not stand for a score.
+    """
+    own = getattr(credit, "outcome", None)
+    return [name for name, weight in weights.items() if weight != 0 or name == own]
+
+
+def _reader(channel: str) -> Callable[..., list[float | None]]:
+    def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
+        if channel == SUCCESS:
+            return [None if e.success is None else float(e.success) for e in trajectory]
+        known = dict.fromkeys(name for e in trajectory for name in e.rewards)
+        if known and channel not in known:
+            nearest = difflib.get_close_matches(channel, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"no episode has the channel {channel!r}, they have {', '.join(known)}{hint}")
+        return [episode.rewards.get(channel) for episode in trajectory]
+
+    read.__name__ = channel
+    return read
