@@ -98,7 +98,8 @@ def test_dialogues_are_trained_measured_reported_and_audited(recipe, tmp_path, c
     expected = {"success", "violation", "goal", "fit", "term", "D, last turn", "simulator fault"}
     assert expected | {"distress, summed over turns"} <= sampled["scores"].keys()
     assert "success" not in sampled["in_own_units"]
-    assert len(sampled["states"]["D"]) == 3
+    assert [at["mean"] for at in sampled["courses"]["D"]] == sampled["states"]["D"]
+    assert len(sampled["courses"]["R"]) == 3
     assert sum(sampled["group_sizes"].get(n, 0) for n in ("held-out subtypes", "trained subtypes")) == 4
     assert sampled["by_group"]["trained subtypes"].keys() == sampled["scores"].keys()
 

@@ -158,6 +158,7 @@ def _play(
                     seed=options.seed,
                     groups=environment.groups,
                     measures=environment.measures,
+                    levels=environment.levels,
                     progress=partial(_advance, bars, bars.add_task(name)),
                 )
             )
@@ -287,10 +288,9 @@ def _print_episodes(environment: NamedEnvironment, results: list[EpisodeEvaluati
         table.add_row(f"pass@{k}", *[""] * (len(results) - 1), interval_text(solved))
     console.print(table)
     for result in results:
-        for state in environment.levels:
-            if state in result.states:
-                course = " ".join(f"{value:.2f}" for value in result.states[state])
-                console.print(f"{state} at the opening and after each turn, {result.mode}: {course}")
+        for state, course in result.courses.items():
+            means = ", ".join(interval_text(at, share=False) for at in course)
+            console.print(f"{state} at the opening and after each turn, {result.mode}: {means}")
     if last.by_group:
         console.print(_group_table(last))
     ended = ", ".join(f"{why} {count}" for why, count in last.ended.items())

@@ -60,6 +60,9 @@ class EpisodeEvaluation:
     """The scores of the tasks of each group that the environment names, as `scores` has those of all."""
     group_sizes: dict[str, int] = field(default_factory=dict)
     """Number of tasks in each group."""
+    courses: dict[str, list[Interval]] = field(default_factory=dict)
+    """Of the states that the environment names as levels: `states` with an interval over tasks at each turn.
+    Later turns are those of the episodes that got so far."""
 
     @property
     def problems(self) -> int:
@@ -92,6 +95,7 @@ class EpisodeEvaluation:
                 for group, scores in self.by_group.items()
             },
             "group_sizes": self.group_sizes,
+            "courses": {name: [asdict(at) for at in course] for name, course in self.courses.items()},
         }
 
     def to_record(self) -> dict[str, Any]:
@@ -110,8 +114,12 @@ class EpisodeEvaluation:
             group: {name: Interval(**interval) for name, interval in mine.items()}
             for group, mine in record.get("by_group", {}).items()
         }
+        courses = {
+            name: [Interval(**at) for at in course] for name, course in record.get("courses", {}).items()
+        }
         tuples = {name: tuple(record[name]) for name in ("task_ids", "failures")}
-        return cls(**{**record, **tuples, "scores": scores, "pass_at": pass_at, "by_group": by_group})
+        parts = {"scores": scores, "pass_at": pass_at, "by_group": by_group, "courses": courses}
+        return cls(**{**record, **tuples, **parts})
 
 
 def sessions(sampler: Any, parameters: SamplingParameters) -> Callable[[int], Session]:
@@ -133,6 +141,7 @@ def evaluate_episodes(
     episodes_at_once: int = 256,
     groups: Callable[[Task], Sequence[str]] | None = None,
     measures: Callable[[Sequence[Trajectory]], Sequence[Mapping[str, float | None]]] | None = None,
+    levels: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> EpisodeEvaluation:
     """Play tasks and score the episodes.
@@ -151,6 +160,7 @@ def evaluate_episodes(
         groups: Names of the groups that a task belongs to, whose scores are given apart too.
         measures: Further scores of each episode, by name; None where one could not be measured. Called once
             with the episodes in which the environment did not fail.
+        levels: Names of states whose course over the turns gets intervals.
         progress: Called with (tasks done, tasks in all) after each part.
 
     Raises:
@@ -182,6 +192,7 @@ def evaluate_episodes(
         )
     by_task = [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
     values = _values(by_task) | _measured(by_task, measures)
+    by_turn = _states(by_task)
     of_group: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
         for name in groups(task) if groups is not None else ():
@@ -194,7 +205,7 @@ def evaluate_episodes(
         values=values,
         scores=_scores(values, seed),
         pass_at=_pass_at(values, samples, ks, seed),
-        states=_states(by_task),
+        states={name: [float(np.mean(means)) for means in course] for name, course in by_turn.items()},
         ended=dict(sorted(Counter("error" if _failed(e) else e.ended for e in episodes).items())),
         mean_turns=float(np.mean([len(e.turns) for e in episodes])),
         mean_length=float(np.mean([sum(t >= 0 for s in e.segments for t in s.turn_ids) for e in episodes])),
@@ -205,6 +216,11 @@ def evaluate_episodes(
             for name, numbers in sorted(of_group.items())
         },
         group_sizes={name: len(numbers) for name, numbers in sorted(of_group.items())},
+        courses={
+            name: [bootstrap(means, seed=seed) for means in by_turn[name]]
+            for name in levels
+            if name in by_turn
+        },
     )
 
 
@@ -279,9 +295,9 @@ def _turn_sum(channel: str, episode: Trajectory) -> float | None:
     return float(sum(given)) if given else None
 
 
-def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
-    """By state: its mean at the opening and after each turn."""
-    means: dict[str, list[float]] = {}
+def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[list[float]]]:
+    """By state, at the opening and after each turn: its mean over each task's episodes that got so far."""
+    means: dict[str, list[list[float]]] = {}
     for turn in range(1 + max(len(e.turns) for task in by_task for e in task)):
         here: dict[str, list[float]] = {}
         for task in by_task:
@@ -294,7 +310,7 @@ def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
             for name, values in mine.items():
                 here.setdefault(name, []).append(float(np.mean(values)))
         for name, values in here.items():
-            means.setdefault(name, []).append(float(np.mean(values)))
+            means.setdefault(name, []).append(values)
     return means
 
 

@@ -104,6 +104,8 @@ def episode_rewards(*channels: str) -> list[Callable[..., list[float | None]]]:
 def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list[float | None]]]:
     """The reward functions of an environment that names its `channels` on its class.
 
+    Of a mapping to weights, those that have any; weights are `GRPOConfig.reward_weights` here.
+
     Raises:
         ValueError: It names none.
     """
@@ -117,6 +119,8 @@ def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list
             "there are no reward functions, and the environment does not name its reward channels; give "
             'reward_funcs=episode_rewards("..."), or the class an attribute `channels = ("...",)`'
         )
+    if isinstance(channels, Mapping):
+        channels = [name for name, weight in channels.items() if weight]
     return episode_rewards(*channels)
 
 

@@ -297,6 +297,7 @@ class Episodes:
                         seed=settings.seed,
                         groups=self.environment.groups,
                         measures=self.environment.measures,
+                        levels=self.environment.levels,
                         progress=advance,
                     )
                 )
