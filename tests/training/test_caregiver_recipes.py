@@ -238,7 +238,7 @@ def test_a_patient_that_times_out_and_a_judge_that_breaks_lose_no_step(recipe, t
         if "word yes" in body["messages"][-1]["content"]:
             return "yes"
         number = next(calls)
-        if number % 5 == 4:
+        if number % 8 == 7:
             return Reply("too late", delay_s=30)
         refusing = "Leave me alone. I won't." if number % 2 else "Well."
         return json.dumps({**good, "utterance": refusing})
@@ -247,7 +247,7 @@ def test_a_patient_that_times_out_and_a_judge_that_breaks_lose_no_step(recipe, t
         return "yes" if "word yes" in body["messages"][-1]["content"] else '{"goal_recognition": '
 
     with chat_server(patient) as plays, chat_server(judge) as judges:
-        common = {"model": "m", "retries": 0, "timeout_s": 0.25}
+        common = {"model": "m", "retries": 0, "timeout_s": 1.0}
         options = {
             "short_prompt": True,
             "patient": "endpoint",
