@@ -16,16 +16,12 @@ and are measured at their last step on the same held-out problems with the same 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cells
 import study_report
 import yaml
 
@@ -53,13 +49,13 @@ arms (so it makes fewer updates), "dapo-steps" the same for as many updates (so 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    cells = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    wanted = [(arm, seed) for seed in options.seeds for arm in options.arms]
     failed: list[tuple[str, int]] = []
     if not options.report_only:
         _initial(options)
         with ThreadPoolExecutor(options.at_once) as pool:
-            done = pool.map(lambda cell: run_cell(*cell, options), cells)
-            failed = [cell for cell, fine in zip(cells, done, strict=True) if not fine]
+            done = pool.map(lambda cell: run_cell(*cell, options), wanted)
+            failed = [cell for cell, fine in zip(wanted, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/study_ispo.py", *(sys.argv[1:] if argv is None else argv)])
     study_report.write(options.runs, options.results, options.arms, options.seeds, command)
     for arm, seed in failed:
@@ -104,19 +100,7 @@ def overrides(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
 
 def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
     """Train and measure one cell, unless it is complete; True where it is now."""
-    run, words = folder(options, arm, seed), overrides(options, arm, seed)
-    fingerprint = hashlib.sha256("\n".join([RECIPE.read_text(encoding="utf-8"), *words]).encode()).hexdigest()
-    record = run / "cell.json"
-    if record.exists() and json.loads(record.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
-        return True
-    started = time.perf_counter()
-    code = _threefold(["train", str(RECIPE), *words, "--overwrite", "--quiet"], Path(f"{run}.log"))
-    seconds = time.perf_counter() - started
-    print(f"{arm}, seed {seed}: {'done' if code == 0 else 'FAILED'} in {seconds:.0f} s", flush=True)
-    if code == 0:
-        cell = {"arm": arm, "seed": seed, "seconds": seconds, "fingerprint": fingerprint}
-        record.write_text(json.dumps(cell) + "\n", encoding="utf-8")
-    return code == 0
+    return cells.run_cell(arm, seed, RECIPE, overrides(options, arm, seed), folder(options, arm, seed))
 
 
 def _initial(options: argparse.Namespace) -> None:
@@ -131,15 +115,8 @@ def _initial(options: argparse.Namespace) -> None:
     for name in ("problems", "samples"):
         words += [f"--{name}", str(settings.get(f"evaluation.{name}", measured[name]))]
     words += ["--k", "1", "--split", options.split, "--max-tokens", "64", "--quiet", "--output", str(target)]
-    if _threefold(words, options.runs / "initial.log") != 0:
+    if cells.threefold(words, options.runs / "initial.log") != 0:
         raise SystemExit(f"the initial model could not be measured; see {options.runs / 'initial.log'}")
-
-
-def _threefold(words: list[str], log: Path) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with open(log, "w", encoding="utf-8") as output:
-        command = [sys.executable, "-m", "threefold.cli", *words]
-        return subprocess.run(command, stdout=output, stderr=output, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

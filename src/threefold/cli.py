@@ -96,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--batch-size", type=int, default=64, help="rows decoded at once (default 64)")
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--swap",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="also measure in the environment so changed, and how far scores move on the same tasks; may be "
+        "given again",
+    )
     evaluate.add_argument("--output", type=Path, help="write the figures there as JSON")
     evaluate.add_argument("--quiet", action="store_true", help="print results only")
     evaluate.set_defaults(run=_evaluate)

@@ -1,8 +1,9 @@
 """The environment that a recipe names: its class, its tasks, and the bounds of its episodes.
 
 Shared by training and evaluation, as `tasks.py` is for problems. A class, or a function that makes an
-environment of plain options, is found by a short name or as "package.module:name"; the hooks `tasks`,
-`channels` and `demonstrations` are looked for on it, then in its module.
+environment of plain options, is found by a short name or as "package.module:name", and so is a class of
+sources (`envs.base.EnvironmentSource`), which is made once. The hooks `tasks`, `channels`, `turn_channels`,
+`demonstrations`, `groups`, `measures`, `levels` and `scope` are looked for on it, then in its module.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from typing import Any
 from threefold.envs.base import Environment, Message, Split, Task
 from threefold.recipe import Recipe, RecipeError
 from threefold.rollout.driver import Limits, between_turns
+from threefold.trajectory import Trajectory
 
-SHORT_NAMES = {"toy": "threefold.envs.toy:EchoThenNext"}
+SHORT_NAMES = {
+    "toy": "threefold.envs.toy:EchoThenNext",
+    "caregiver": "threefold.caregiver:CaregiverDialogues",
+}
 """Environments that come with the package."""
 
 SUCCESS = "success"
@@ -40,7 +45,32 @@ class NamedEnvironment:
     rewards: Mapping[str, float]
     """Weight by episode reward channel ("success" included), in the recipe's order."""
     source: Callable[..., Environment]
-    """The class or function."""
+    """The class, the function, or the source that was made of the options."""
+
+    @property
+    def turn_channels(self) -> tuple[str, ...]:
+        """Reward channels of a turn that credit by turn takes where a recipe names none."""
+        return tuple(_attribute(self.source, "turn_channels") or ())
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """States whose course over the turns is worth showing."""
+        return tuple(_attribute(self.source, "levels") or ())
+
+    @property
+    def scope(self) -> str:
+        """What its figures are for, said at the top of every report; empty where nothing is said."""
+        return _attribute(self.source, "scope") or ""
+
+    def groups(self, task: Task) -> tuple[str, ...]:
+        """Groups of held-out tasks that a task belongs to, whose scores are shown apart too."""
+        hook = _hook(self.source, "groups")
+        return tuple(hook(task)) if hook is not None else ()
+
+    def measures(self, episodes: Sequence[Trajectory]) -> list[Mapping[str, float | None]]:
+        """What is measured of held-out episodes beside their rewards, by name; None where it could not be."""
+        hook = _hook(self.source, "measures")
+        return list(hook(episodes)) if hook is not None else [{} for _ in episodes]
 
     def tasks(self, split: Split, size: int, seed: int) -> tuple[Task, ...]:
         """Up to `size` tasks of a split.
@@ -154,8 +184,11 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
     section = recipe.environment
     assert section.name is not None
     kind = _find(section.name)
+    options = dict(section.options)
+    if "turns" in inspect.signature(kind).parameters:
+        options.setdefault("turns", section.turns)
     try:
-        inspect.signature(kind).bind(**section.options)
+        inspect.signature(kind).bind(**options)
     except TypeError as error:
         accepted = ", ".join(inspect.signature(kind).parameters) or "none"
         raise RecipeError(
@@ -166,8 +199,20 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
         turn_tokens=section.turn_tokens,
         completion_tokens=section.completion_tokens or recipe.training.max_completion_tokens,
     )
-    make = partial(kind, **section.options)
-    return NamedEnvironment(kind.__name__, make, limits, _rewards(kind, section.rewards), kind)
+    if not _makes_environments(kind):
+        make = partial(kind, **options)
+        return NamedEnvironment(kind.__name__, make, limits, _rewards(kind, section.rewards), kind)
+    rewards = _rewards(kind, section.rewards)
+    try:
+        source: Any = kind(**options)
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"environment.options: {error}") from error
+    return NamedEnvironment(kind.__name__, source, limits, rewards, source)
+
+
+def _makes_environments(kind: Any) -> bool:
+    """Whether this is a class of sources: its objects are called for an environment, and are none."""
+    return isinstance(kind, type) and any("__call__" in vars(base) for base in kind.__mro__)
 
 
 def _find(name: str) -> Callable[..., Environment]:
@@ -194,7 +239,7 @@ def _find(name: str) -> Callable[..., Environment]:
     missing = [
         part for part in ("reset", "step", "score", "close") if not callable(getattr(found, part, None))
     ]
-    if isinstance(found, type) and missing:
+    if isinstance(found, type) and missing and not _makes_environments(found):
         raise RecipeError(
             f"environment.name = {name!r}: {attribute} is no environment, it lacks {', '.join(missing)}; "
             "see docs/environments.md"
@@ -208,13 +253,16 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _rewards(kind: Callable[..., Environment], given: Mapping[str, float]) -> dict[str, float]:
-    channels = tuple(_attribute(kind, "channels") or ())
+    declared = _attribute(kind, "channels")
+    channels = tuple(name for name in declared or () if name != SUCCESS)
     unknown = [name for name in given if channels and name not in (*channels, SUCCESS)]
     if unknown:
         raise RecipeError(
             f"environment.rewards: {kind.__name__} has no channel {unknown[0]!r}; it has "
             f"{', '.join((*channels, SUCCESS))}"
         )
+    if not given and isinstance(declared, Mapping):
+        return dict(declared)
     return dict(given) or dict.fromkeys(channels or (SUCCESS,), 1.0)
 
 

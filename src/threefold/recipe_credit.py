@@ -15,14 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_valid
 
 from threefold.credit import CreditEstimator
 from threefold.credit.dr_grpo import DrGRPO
+from threefold.credit.gdpo import GDPO
+from threefold.credit.gigpo import GiGPO
 from threefold.credit.grpo import GRPO
 from threefold.credit.gtpo import GRPOS, GTPO
 from threefold.credit.ispo import ISPO
 from threefold.credit.lens import LENS
+from threefold.credit.mt_grpo import MTGRPO
 from threefold.credit.ngrpo import NGRPO
 from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.rl_zvp import RLZVP
 from threefold.credit.self_certainty import SelfCertainty
+from threefold.credit.summed_grpo import SummedGRPO
+from threefold.credit.turn_trajectory import T2GRPO
 
 OUTCOME = "accuracy"
 """Name of the reward function that a recipe's outcome comes from."""
@@ -40,8 +45,16 @@ METHODS: Mapping[str, Any] = {
     "reference_answer": ReferenceAnswer(),
     "ispo-paper": ISPO.paper(OUTCOME),
     "ispo": ISPO.recommended(OUTCOME),
+    "t2grpo": T2GRPO(),
+    "gdpo": GDPO(),
+    "gigpo": GiGPO(),
+    "mt_grpo": MTGRPO(),
+    "summed_grpo": SummedGRPO(),
 }
 """What each name stands for; "none" keeps TRL's own advantages."""
+
+BY_TURN = ("t2grpo", "gigpo", "mt_grpo")
+"""Methods that compare turns, so that they need an environment with turn channels."""
 
 
 def method_settings(method: str) -> dict[str, Any]:
@@ -50,7 +63,8 @@ def method_settings(method: str) -> dict[str, Any]:
     if estimator is None:
         return {"scale": "group"}
     fields = (field.name for field in dataclasses.fields(estimator))
-    return {name: getattr(estimator, name) for name in fields if name != "outcome"}
+    own = {name: getattr(estimator, name) for name in fields if name != "outcome"}
+    return own | {"turns": None} if "turns" in own else own  # null: those that the environment names
 
 
 class Credit(BaseModel):
@@ -71,6 +85,11 @@ class Credit(BaseModel):
         "reference_answer",
         "ispo-paper",
         "ispo",
+        "t2grpo",
+        "gdpo",
+        "gigpo",
+        "mt_grpo",
+        "summed_grpo",
     ] = "grpo"
     """"none" keeps TRL's own advantages; "grpo" computes the same ones here."""
     format_weight: float = Field(0.0, ge=0)
@@ -82,9 +101,9 @@ class Credit(BaseModel):
     alpha: float | None = Field(None, ge=0)
     outcome_weight: float | None = Field(None, ge=0)
     entropy_weight: float | None = Field(None, ge=0)
+    normalise: Literal["apart", "joint", "rank", "zscore", "leave_one_out"] | None = None
     # One method
     max_reward: float | None = None
-    normalise: Literal["apart", "joint"] | None = None
     # ISPO's paper
     lambda_ifd: float | None = Field(None, ge=0)
     lambda_token: float | None = Field(None, ge=0)
@@ -107,6 +126,28 @@ class Credit(BaseModel):
     token_credit: bool | None = None
     noise_control: Literal["shuffle", "gaussian"] | None = None
     noise_seed: int | None = None
+    # Credit by turn
+    turns: tuple[str, ...] | None = None
+    """Turn channels; None takes those that the environment names."""
+    violation_penalty: float | None = Field(None, ge=0)
+    # T2-GRPO
+    trajectory: tuple[str, ...] | None = None
+    veto: float | None = Field(None, gt=0)
+    horizons: Literal["dual", "summed"] | None = None
+    turn_credit: Literal["delta", "return_to_go", "stratified", "headroom"] | None = None
+    ended: Literal["absent", "zero"] | None = None
+    exclude_violators_from_rank: bool | None = None
+    veto_from_turn: bool | None = None
+    min_valid: int | None = Field(None, ge=2)
+    levels: tuple[str, ...] | None = None
+    top_level: float | None = Field(None, gt=0)
+    # Its peers
+    batch_whitening: bool | None = None
+    states: tuple[str, ...] | None = None
+    gamma: float | None = Field(None, ge=0, le=1)
+    step_weight: float | None = Field(None, ge=0)
+    turn_weight: float | None = Field(None, ge=0)
+    final_turn: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -138,7 +179,7 @@ class Credit(BaseModel):
         return {name: getattr(self, name) for name in names}
 
 
-_OFF_WHEN_NONE = {name for name, value in method_settings("ispo-paper").items() if value is None}
+_OFF_WHEN_NONE = {name for name, value in method_settings("ispo-paper").items() if value is None} | {"veto"}
 """Options that are off where they are None."""
 
 
@@ -158,4 +199,6 @@ def build_credit(credit: Credit) -> CreditEstimator | None:
     if estimator is None:
         return None
     settings = {name: getattr(credit, name) for name in method_settings(credit.method)}
+    if settings.get("turns", ()) is None:
+        del settings["turns"]  # known once the environment is; see `training.run`
     return dataclasses.replace(estimator, **settings)

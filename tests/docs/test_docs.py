@@ -163,7 +163,8 @@ def credited_metrics() -> set[str]:
     logp_B = batch.signals.answer_logp_BA.sum(dim=1)
     names = set(diagnose(batch, advantages, outcome_B, answer_logp_B=logp_B)) | set(advantages.metrics)
     for estimator in METHODS.values():
-        names |= set(estimator.assign(batch).metrics) if estimator is not None else set()
+        if estimator is not None and not hasattr(estimator, "turns"):
+            names |= set(estimator.assign(batch).metrics)
     assert {"ispo/noise_moved", "ispo/hinge", "lens/penalty_wrong", "gtpo/non_finite_signals"} <= names
     turn_BK = torch.ones(6, 1)
     batch = replace(

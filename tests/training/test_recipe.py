@@ -140,7 +140,7 @@ def test_an_option_that_is_off_when_null_can_be_turned_off_and_stays_off() -> No
         ),
         (
             {"method": "ngrpo", "alpha": 0.1},
-            "alpha belongs to the method(s) rl_zvp, lens, ispo-paper, ispo, not to 'ngrpo' "
+            "alpha belongs to the method(s) rl_zvp, lens, ispo-paper, ispo, t2grpo, not to 'ngrpo' "
             "(its keys: max_reward, eps)",
         ),
         ({"method": "dr_grpo", "scale": "group"}, "not to 'dr_grpo' (its keys: none)"),
@@ -172,7 +172,7 @@ def test_credit_per_token_is_refused_with_sequence_ratios_before_anything_is_loa
         parse_recipe({"credit": {"method": "gtpo"}, "training": masked})
 
 
-@pytest.mark.parametrize("name", ["demo", "gsm8k", "ispo-paper"])
+@pytest.mark.parametrize("name", ["demo", "gsm8k", "ispo-paper", "caregiver", "caregiver-accelerator"])
 def test_the_recipes_that_ship_are_valid(name: str, pytestconfig) -> None:
     recipe = load_recipe(pytestconfig.rootpath / f"recipes/{name}.yaml")
     assert isinstance(recipe, Recipe)

@@ -266,7 +266,7 @@ class T2GRPO:
     normalise: Normalise = "rank"
     horizons: Horizons = "dual"
     turn_credit: TurnCredit = "delta"
-    """What a turn is credited with. "headroom" reads the state of the same name as each turn channel."""
+    """What a turn is credited with. "headroom" reads the level before each turn from the episodes' state."""
     ended: Ended = "absent"
     """Whether ended episodes take part in later comparisons. The gradient of the expected reward, without
     bias, is normalise="leave_one_out", turn_credit="return_to_go", ended="zero" (docs/turn-credit.md)."""
@@ -276,6 +276,9 @@ class T2GRPO:
     """Smallest number of turns that are compared, 2 or more; the authors' early code has 5."""
     eps: float = 1e-4
     """Added to the standard deviation of z-scores; above 0."""
+    levels: tuple[str, ...] | None = None
+    """For "headroom": names of the states that hold the levels, one for each of `turns` in their order; the
+    turn channels' own names by default."""
     top_level: float = 3.0
     """Highest level, for "headroom"; the paper's tiers end at 3."""
     violation_penalty: float = 5.0
@@ -291,6 +294,8 @@ class T2GRPO:
         turns.check_names("T2GRPO's turns", self.turns)
         if self.trajectory is not None:
             turns.check_names("T2GRPO's trajectory", self.trajectory)
+        if self.levels is not None:
+            turns.check_names("T2GRPO's levels", self.levels)
         self._check_veto(0.0, 2)  # what needs a veto must not wait for the trainer
 
     @property
@@ -316,7 +321,18 @@ class T2GRPO:
         for name in self.trajectory or ():
             grpo.check_choice("T2GRPO's trajectory channel", name, reward_names)
         grpo.check_group_size(group_size)
+        if self.levels is not None and len(self.levels) != len(self.turns):
+            raise ValueError(
+                f"T2GRPO's levels {self.levels} are not one for each of its turns {self.turns}; give as "
+                "many, in the same order"
+            )
         self._check_veto(len(self.trajectory or reward_names), group_size)
+
+    def _levels(self, batch: CreditBatch) -> dict[str, Tensor]:
+        """(B, K) by turn channel, the level before each turn."""
+        names = self.levels or self.turns
+        states = turns.levels(batch, names)
+        return {channel: states[name] for channel, name in zip(self.turns, names, strict=True)}
 
     @torch.no_grad()
     def assign(self, batch: CreditBatch) -> Advantages:
@@ -346,7 +362,7 @@ class T2GRPO:
             "min_valid": self.min_valid,
             "eps": self.eps,
             "weights": {name: batch.weights[name] for name in names},
-            "levels": turns.levels(batch, self.turns) if self.turn_credit == "headroom" else None,
+            "levels": self._levels(batch) if self.turn_credit == "headroom" else None,
             "top_level": self.top_level,
         }
         values_BK = advantages(

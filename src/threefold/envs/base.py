@@ -97,6 +97,23 @@ class TaskSource(Protocol):
         ...
 
 
+class EnvironmentSource(Protocol):
+    """What a recipe may name in place of an environment's class, where episodes share something.
+
+    Made once of the recipe's options, before the first step, so that it can open files and clients and refuse
+    what cannot work (ValueError, OSError); called for each episode. `tasks` and the optional hooks of
+    docs/environments.md are looked for on it.
+    """
+
+    def __call__(self) -> Environment:
+        """An environment for one episode at a time."""
+        ...
+
+    def tasks(self, split: Split, size: int, seed: int) -> Sequence[Task]:
+        """As `TaskSource`."""
+        ...
+
+
 class DemonstrationSource(Protocol):
     """`demonstrations`, found like `tasks`: what a warm start learns from. Optional."""
 

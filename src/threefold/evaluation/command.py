@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from threefold.environments import named_environment
+from threefold.environments import NamedEnvironment, named_environment
 from threefold.evaluation.episodes import SHARES, EpisodeEvaluation, evaluate_episodes, sessions
 from threefold.evaluation.evaluate import Evaluation, evaluate
+from threefold.evaluation.swap import interval_text, print_swap, swap_changes
 from threefold.models import TINY, context_length, load_model, load_tokenizer
 from threefold.recipe import Recipe, RecipeError, apply_override, load_recipe, parse_recipe
 from threefold.rollout.samplers import SamplingParameters
@@ -35,9 +36,16 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     """
     _check(options)
     recipe, folder = _find(options.model, options.data, options.overrides)
-    measure = _on_problems if recipe.environment.name is None else _in_environment
-    results = measure(options, recipe, folder)
-    figures = {"model": options.model, "evaluations": [result.to_json() for result in results]}
+    figures: dict[str, Any] = {"model": options.model}
+    if recipe.environment.name is None:
+        if options.swap:
+            raise RecipeError(
+                "--swap changes an environment, but this is evaluated on problems; leave it out"
+            )
+        problems = _on_problems(options, recipe, folder)
+        figures["evaluations"] = [result.to_json() for result in problems]
+    else:
+        figures |= _in_environment(options, recipe, folder)
     if options.output:
         options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
@@ -76,24 +84,63 @@ def _on_problems(options: Namespace, recipe: Recipe, folder: str | None) -> list
     return results
 
 
-def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> list[EpisodeEvaluation]:
+def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> dict[str, Any]:
     if options.data:
         raise RecipeError(
             f"--data names problems, but this is evaluated in the environment {recipe.environment.name}; "
             "name another one with environment.name=..."
         )
-    environment = named_environment(recipe)
-    if options.max_tokens:
-        limits = replace(environment.limits, completion_tokens=options.max_tokens)
-        environment = replace(environment, limits=limits)
-    limits = environment.limits
+    own = _limited(named_environment(recipe), options)
+    # Everything is refused before the first episode.
+    swapped = [_swapped(options, words) for words in options.swap]
     tokenizer = load_tokenizer(
         folder or recipe.model.name,
         revision=None if folder else recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    tasks = environment.tasks("test", options.problems, 0)
     sampler = _sampler(recipe, folder, tokenizer, options)
+    results = _play(own, sampler, tokenizer, options)
+    _print_episodes(own, results)
+    figures: dict[str, Any] = {"evaluations": [result.to_json() for result in results]}
+    if own.scope:
+        figures["scope"] = own.scope
+    if swapped:
+        figures["swaps"] = []
+    for words, environment in zip(options.swap, swapped, strict=True):
+        elsewhere = _play(environment, sampler, tokenizer, options)
+        changes = swap_changes(results, elsewhere)
+        print_swap(words, results, elsewhere, changes)
+        figures["swaps"].append(
+            {
+                "overrides": words,
+                "evaluations": [result.to_json() for result in elsewhere],
+                "changes": [change.to_json() for change in changes],
+            }
+        )
+    return figures
+
+
+def _limited(environment: NamedEnvironment, options: Namespace) -> NamedEnvironment:
+    if not options.max_tokens:
+        return environment
+    limits = replace(environment.limits, completion_tokens=options.max_tokens)
+    return replace(environment, limits=limits)
+
+
+def _swapped(options: Namespace, words: Sequence[str]) -> NamedEnvironment:
+    """The environment of the same recipe with some of its keys changed."""
+    for word in words:
+        if not word.startswith("environment."):
+            raise RecipeError(f"--swap {word}: only keys of the environment can be swapped")
+    recipe, _ = _find(options.model, options.data, [*options.overrides, *words])
+    return _limited(named_environment(recipe), options)
+
+
+def _play(
+    environment: NamedEnvironment, sampler: Any, tokenizer: Any, options: Namespace
+) -> list[EpisodeEvaluation]:
+    limits = environment.limits
+    tasks = environment.tasks("test", options.problems, 0)
     environment.check(tokenizer, context_length(sampler.model.config), tasks, options.seed)
     results = []
     with Progress(disable=options.quiet, transient=True) as bars:
@@ -109,10 +156,12 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> l
                     samples=samples,
                     ks=ks,
                     seed=options.seed,
+                    groups=environment.groups,
+                    measures=environment.measures,
+                    levels=environment.levels,
                     progress=partial(_advance, bars, bars.add_task(name)),
                 )
             )
-    _print_episodes(environment.name, results)
     return results
 
 
@@ -198,11 +247,11 @@ def _print(results: list[Evaluation]) -> None:
             else f"avg@{result.samples} at T = {result.temperature:g}"
         )
         table.add_row(
-            name, *(_interval(result.scores[score]) for score in ("strict", "last_number", "format"))
+            name, *(interval_text(result.scores[score]) for score in ("strict", "last_number", "format"))
         )
         if result.mode == "sampled":
             for k in sorted(result.pass_at["strict"]):
-                row = (_interval(result.pass_at[s][k]) for s in ("strict", "last_number", "format"))
+                row = (interval_text(result.pass_at[s][k]) for s in ("strict", "last_number", "format"))
                 table.add_row(f"pass@{k}", *row)
     console = Console(highlight=False)
     console.print(table)
@@ -225,28 +274,43 @@ def _print(results: list[Evaluation]) -> None:
     )
 
 
-def _print_episodes(name: str, results: list[EpisodeEvaluation]) -> None:
+def _print_episodes(environment: NamedEnvironment, results: list[EpisodeEvaluation]) -> None:
+    console = Console(highlight=False)
+    if environment.scope:
+        console.print(environment.scope)
     table = Table("measure", *("greedy" if r.mode == "greedy" else f"T = {r.temperature:g}" for r in results))
     for score in dict.fromkeys(score for result in results for score in result.scores):
         cells = [result.scores.get(score) for result in results]
-        shown = [_interval(c, share=score in SHARES) if c is not None else "not scored" for c in cells]
+        shown = [interval_text(c, share=score in SHARES) if c is not None else "not scored" for c in cells]
         table.add_row(score, *shown)
     last = results[-1]
     for k, solved in last.pass_at.get("success", {}).items():
-        table.add_row(f"pass@{k}", *[""] * (len(results) - 1), _interval(solved))
-    console = Console(highlight=False)
+        table.add_row(f"pass@{k}", *[""] * (len(results) - 1), interval_text(solved))
     console.print(table)
+    for result in results:
+        for state, course in result.courses.items():
+            means = ", ".join(interval_text(at, share=False) for at in course)
+            console.print(f"{state} at the opening and after each turn, {result.mode}: {means}")
+    if last.by_group:
+        console.print(_group_table(last))
     ended = ", ".join(f"{why} {count}" for why, count in last.ended.items())
     console.print(
-        f"{last.problems} tasks of {name}, {last.samples} episodes each; 95 % intervals, bootstrapped over "
-        f"tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} tokens of the agent "
-        "an episode"
+        f"{last.problems} tasks of {environment.name}, {last.samples} episodes each; 95 % intervals, "
+        f"bootstrapped over tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} "
+        "tokens of the agent an episode"
     )
     if last.failures:
         console.print(f"{len(last.failures)} episodes failed and count in no score: {last.failures[0]}")
 
 
-def _interval(value: Any, *, share: bool = True) -> str:
-    if not share:
-        return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value.mean:.1%} [{value.low:.1%}, {value.high:.1%}]"
+def _group_table(result: EpisodeEvaluation) -> Table:
+    """Success, violations and the turns' sums of each group; the JSON has every score."""
+    shown = [name for name in result.scores if name in SHARES or name.endswith("summed over turns")]
+    table = Table(f"group, {result.mode}", "tasks", *shown)
+    for group, scores in result.by_group.items():
+        cells = [
+            interval_text(scores[name], share=name in SHARES) if name in scores else "not scored"
+            for name in shown
+        ]
+        table.add_row(group, str(result.group_sizes[group]), *cells)
+    return table

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,13 @@ class EpisodeEvaluation:
     seconds: float
     failures: tuple[str, ...] = ()
     """Episodes in which the environment failed, each with its error; they count in no score."""
+    by_group: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    """The scores of the tasks of each group that the environment names, as `scores` has those of all."""
+    group_sizes: dict[str, int] = field(default_factory=dict)
+    """Number of tasks in each group."""
+    courses: dict[str, list[Interval]] = field(default_factory=dict)
+    """Of the states that the environment names as levels: `states` with an interval over tasks at each turn.
+    Later turns are those of the episodes that got so far."""
 
     @property
     def problems(self) -> int:
@@ -83,6 +90,12 @@ class EpisodeEvaluation:
             "mean_length": self.mean_length,
             "seconds": self.seconds,
             "environment_failures": len(self.failures),
+            "by_group": {
+                group: {name: asdict(interval) for name, interval in scores.items()}
+                for group, scores in self.by_group.items()
+            },
+            "group_sizes": self.group_sizes,
+            "courses": {name: [asdict(at) for at in course] for name, course in self.courses.items()},
         }
 
     def to_record(self) -> dict[str, Any]:
@@ -97,8 +110,16 @@ class EpisodeEvaluation:
             name: {int(k): Interval(**interval) for k, interval in at.items()}
             for name, at in record["pass_at"].items()
         }
+        by_group = {
+            group: {name: Interval(**interval) for name, interval in mine.items()}
+            for group, mine in record.get("by_group", {}).items()
+        }
+        courses = {
+            name: [Interval(**at) for at in course] for name, course in record.get("courses", {}).items()
+        }
         tuples = {name: tuple(record[name]) for name in ("task_ids", "failures")}
-        return cls(**{**record, **tuples, "scores": scores, "pass_at": pass_at})
+        parts = {"scores": scores, "pass_at": pass_at, "by_group": by_group, "courses": courses}
+        return cls(**{**record, **tuples, **parts})
 
 
 def sessions(sampler: Any, parameters: SamplingParameters) -> Callable[[int], Session]:
@@ -118,6 +139,9 @@ def evaluate_episodes(
     seed: int = 0,
     ks: Sequence[int] = (1,),
     episodes_at_once: int = 256,
+    groups: Callable[[Task], Sequence[str]] | None = None,
+    measures: Callable[[Sequence[Trajectory]], Sequence[Mapping[str, float | None]]] | None = None,
+    levels: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> EpisodeEvaluation:
     """Play tasks and score the episodes.
@@ -133,6 +157,10 @@ def evaluate_episodes(
         seed: Of the starts (task i starts from `seed` + i), of sampling and of the bootstrap.
         ks: The k of pass@k.
         episodes_at_once: Most episodes side by side (at least those of one task).
+        groups: Names of the groups that a task belongs to, whose scores are given apart too.
+        measures: Further scores of each episode, by name; None where one could not be measured. Called once
+            with the episodes in which the environment did not fail.
+        levels: Names of states whose course over the turns gets intervals.
         progress: Called with (tasks done, tasks in all) after each part.
 
     Raises:
@@ -163,25 +191,36 @@ def evaluate_episodes(
             f"the environment failed in all {len(episodes)} episodes; the first: {failures[0]}"
         )
     by_task = [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
-    values = _values(by_task)
+    values = _values(by_task) | _measured(by_task, measures)
+    by_turn = _states(by_task)
+    of_group: dict[str, list[int]] = {}
+    for number, task in enumerate(tasks):
+        for name in groups(task) if groups is not None else ():
+            of_group.setdefault(name, []).append(number)
     return EpisodeEvaluation(
         mode="greedy" if temperature == 0 else "sampled",
         temperature=temperature,
         task_ids=tuple(task.id for task in tasks),
         samples=samples,
         values=values,
-        scores={
-            name: bootstrap(list(means.values()), seed=seed, bounds=_bounds(name))
-            for name, means in ((name, _means(rows)) for name, rows in values.items())
-            if means
-        },
+        scores=_scores(values, seed),
         pass_at=_pass_at(values, samples, ks, seed),
-        states=_states(by_task),
+        states={name: [float(np.mean(means)) for means in course] for name, course in by_turn.items()},
         ended=dict(sorted(Counter("error" if _failed(e) else e.ended for e in episodes).items())),
         mean_turns=float(np.mean([len(e.turns) for e in episodes])),
         mean_length=float(np.mean([sum(t >= 0 for s in e.segments for t in s.turn_ids) for e in episodes])),
         seconds=time.perf_counter() - begun,
         failures=failures,
+        by_group={
+            name: _scores({score: [rows[i] for i in numbers] for score, rows in values.items()}, seed)
+            for name, numbers in sorted(of_group.items())
+        },
+        group_sizes={name: len(numbers) for name, numbers in sorted(of_group.items())},
+        courses={
+            name: [bootstrap(means, seed=seed) for means in by_turn[name]]
+            for name in levels
+            if name in by_turn
+        },
     )
 
 
@@ -222,6 +261,31 @@ def _values(by_task: Sequence[Sequence[Trajectory]]) -> Values:
     return {name: rows for name, rows in values.items() if any(v is not None for row in rows for v in row)}
 
 
+def _scores(values: Values, seed: int) -> dict[str, Interval]:
+    means = {name: _means(rows) for name, rows in values.items()}
+    return {
+        name: bootstrap(list(of_task.values()), seed=seed, bounds=_bounds(name))
+        for name, of_task in means.items()
+        if of_task
+    }
+
+
+def _measured(
+    by_task: Sequence[Sequence[Trajectory]],
+    measures: Callable[[Sequence[Trajectory]], Sequence[Mapping[str, float | None]]] | None,
+) -> Values:
+    """What the environment measures beside its rewards; None for an episode in which it failed."""
+    if measures is None:
+        return {}
+    played = [episode for task in by_task for episode in task if not _failed(episode)]
+    given = iter(measures(played))
+    found: list[list[Mapping[str, float | None]]] = [
+        [{} if _failed(episode) else next(given) for episode in task] for task in by_task
+    ]
+    names = dict.fromkeys(name for task in found for of_episode in task for name in of_episode)
+    return {name: [[of_episode.get(name) for of_episode in task] for task in found] for name in names}
+
+
 def _reward(channel: str, episode: Trajectory) -> float | None:
     return episode.rewards.get(channel)
 
@@ -231,9 +295,9 @@ def _turn_sum(channel: str, episode: Trajectory) -> float | None:
     return float(sum(given)) if given else None
 
 
-def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
-    """By state: its mean at the opening and after each turn."""
-    means: dict[str, list[float]] = {}
+def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[list[float]]]:
+    """By state, at the opening and after each turn: its mean over each task's episodes that got so far."""
+    means: dict[str, list[list[float]]] = {}
     for turn in range(1 + max(len(e.turns) for task in by_task for e in task)):
         here: dict[str, list[float]] = {}
         for task in by_task:
@@ -246,7 +310,7 @@ def _states(by_task: Sequence[Sequence[Trajectory]]) -> dict[str, list[float]]:
             for name, values in mine.items():
                 here.setdefault(name, []).append(float(np.mean(values)))
         for name, values in here.items():
-            means.setdefault(name, []).append(float(np.mean(values)))
+            means.setdefault(name, []).append(values)
     return means
 
 

@@ -68,6 +68,7 @@ def page_html(run: Run) -> str:
     body = "".join(
         [
             _header(run),
+            _scope(run),
             _notes((*run.notes, *episodes.notes)),
             _results(run),
             calibration_html(run.evaluations),
@@ -201,6 +202,12 @@ def _duration(started: float | None, ended: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _scope(run: Run) -> str:
+    """What the run's figures are for, where its environment says so; at the top of the page."""
+    scope = _plain(run.environment.get("scope"))
+    return f'<aside class="notes"><h2>Scope</h2><p>{escape(scope)}</p></aside>' if scope else ""
 
 
 def _notes(notes: Iterable[str]) -> str:

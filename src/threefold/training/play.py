@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from threefold.environments import SUCCESS
 from threefold.envs.base import Task
 from threefold.rollout.driver import Start
 from threefold.trajectory import Trajectory
@@ -92,20 +94,17 @@ def episode_rewards(*channels: str) -> list[Callable[..., list[float | None]]]:
     ```
 
     A channel that an episode was not scored in, or that failed, answers None: that reward is unscorable.
+    "success" is no channel but whether the episode succeeded.
+
+    The functions raise ValueError where episodes were scored, and none of them in the channel.
     """
-
-    def reader(channel: str) -> Callable[..., list[float | None]]:
-        def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
-            return [episode.rewards.get(channel) for episode in trajectory]
-
-        read.__name__ = channel
-        return read
-
-    return [reader(channel) for channel in channels]
+    return [_reader(channel) for channel in channels]
 
 
 def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list[float | None]]]:
     """The reward functions of an environment that names its `channels` on its class.
+
+    Of a mapping to weights, those that have any; weights are `GRPOConfig.reward_weights` here.
 
     Raises:
         ValueError: It names none.
@@ -120,4 +119,31 @@ def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list
             "there are no reward functions, and the environment does not name its reward channels; give "
             'reward_funcs=episode_rewards("..."), or the class an attribute `channels = ("...",)`'
         )
+    if isinstance(channels, Mapping):
+        channels = [name for name, weight in channels.items() if weight]
     return episode_rewards(*channels)
+
+
+def given_credit(weights: Mapping[str, float], credit: Any) -> list[str]:
+    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome.
+
+    One of weight 0 is watched, for the figures; a method that ranks channels apart must not rank it, and
+    where nothing else could be scored it must not stand for a score.
+    """
+    own = getattr(credit, "outcome", None)
+    return [name for name, weight in weights.items() if weight != 0 or name == own]
+
+
+def _reader(channel: str) -> Callable[..., list[float | None]]:
+    def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
+        if channel == SUCCESS:
+            return [None if e.success is None else float(e.success) for e in trajectory]
+        known = dict.fromkeys(name for e in trajectory for name in e.rewards)
+        if known and channel not in known:
+            nearest = difflib.get_close_matches(channel, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"no episode has the channel {channel!r}, they have {', '.join(known)}{hint}")
+        return [episode.rewards.get(channel) for episode in trajectory]
+
+    read.__name__ = channel
+    return read

@@ -12,9 +12,11 @@ from typing import Any
 from threefold.credit import CreditEstimator
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
+from threefold.recipe_credit import BY_TURN, method_settings
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
+from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.warm_start import check_warm_start, warm_started
 from threefold.training.work import Work, work_of
@@ -47,18 +49,30 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
             "training.dynamic_sampling replaces problems, and this run plays episodes in the environment "
             f"{recipe.environment.name}; leave it out"
         )
+    if recipe.credit.method in BY_TURN and recipe.environment.name is None:
+        raise RecipeError(
+            f"credit.method = {recipe.credit.method} compares turns, and problems have none; set "
+            "environment.name, or another method"
+        )
     work = work_of(recipe)
     credit = _credit(recipe, work)
     if credit is not None:
-        credit.check(list(work.rewards), recipe.training.group_size)
+        credit.check(given_credit(work.rewards, credit), recipe.training.group_size)
     if recipe.warm_start.dialogues:
         check_warm_start(recipe, work)
     return Prepared(recipe, replace(plan, max_completion_tokens=work.completion_tokens), work, credit)
 
 
 def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
-    """The recipe's estimator, told which of the work's rewards is the outcome."""
+    """The recipe's estimator, told which of the work's rewards is the outcome, and which turns there are."""
     credit: Any = build_credit(recipe.credit)
+    if "turns" in method_settings(recipe.credit.method) and recipe.credit.turns is None:
+        if recipe.credit.method in BY_TURN and not work.turn_channels:
+            raise RecipeError(
+                f"the environment {work.title} does not say which turn channels to credit; name them in "
+                "credit.turns"
+            )
+        credit = replace(credit, turns=work.turn_channels)
     if is_dataclass(credit) and "outcome" in {field.name for field in fields(credit)}:
         credit = replace(credit, outcome=work.outcome)  # type: ignore[type-var]
     return credit
@@ -102,7 +116,10 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     trainer = _build_trainer(prepared, run, console)
     if main:
         run.write_config(recipe.to_yaml())
-        run.write_environment(recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model))
+        facts = {"scope": prepared.work.scope} if prepared.work.scope else {}
+        run.write_environment(
+            recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
+        )
     console.started(recipe, prepared.plan, prepared.work, seconds=time.perf_counter() - started)
     evaluations = _before(prepared, trainer, run, console, resume)
     checkpoint = run.latest_checkpoint() if resume else None

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from threefold.signals import AnswerTokens, locate, measure
 from threefold.training.callbacks import MetricsWriter
 from threefold.training.diagnostics import answer_logp, certainty, confidence, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
-from threefold.training.play import declared_rewards, starts_of, trl_rollout
+from threefold.training.play import declared_rewards, given_credit, starts_of, trl_rollout
 from threefold.training.record import CreditedStep, records, with_token_signals
 from threefold.training.run_directory import RunDirectory
 from threefold.training.trl_seam import (
@@ -44,7 +44,7 @@ from threefold.training.trl_seam import (
     prompts_of,
     turns_of,
 )
-from threefold.training.turns import episode_turns, turn_ids, turn_tensors
+from threefold.training.turns import episode_figures, episode_turns, turn_ids, turn_tensors
 from threefold.trajectory import Credited
 
 logger = logging.getLogger(__name__)
@@ -205,7 +205,8 @@ class ThreefoldTrainer(TrlSeam):
     def _check_credit(self) -> None:
         if self.credit is None:
             return
-        self.credit.check(self.reward_func_names, self.num_generations)
+        weighed = zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)
+        self.credit.check(given_credit(dict(weighed), self.credit), self.num_generations)
         self._check_loss()
         if "self_certainty" in self.credit.needs:
             self._check_certainty()
@@ -458,6 +459,8 @@ class ThreefoldTrainer(TrlSeam):
         episodes = [episode_turns(row["trajectory"]) for row in generation.inputs]
         if self.accelerator.num_processes > 1:
             episodes = gather_object(episodes)
+        for name, value in episode_figures(episodes).items():
+            self._log_value(name, value)
         return turn_tensors(episodes, device)
 
     def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
@@ -476,7 +479,8 @@ class ThreefoldTrainer(TrlSeam):
     def _assign(self, batch: CreditBatch, output: dict[str, Any]) -> Advantages:
         """The estimator's answer; without one, TRL's own advantages in the same form."""
         if self.credit is not None:
-            answer = self.credit.assign(batch)
+            names = given_credit(batch.weights, self.credit)
+            answer = self.credit.assign(replace(batch, rewards={name: batch.rewards[name] for name in names}))
             if answer.values.dim() == 2:
                 self._check_loss(per_token=True)  # an estimator need not say beforehand that it answers so
             return answer

@@ -23,6 +23,14 @@ class EpisodeTurns:
     """Before each turn, by name."""
     violation_turn: int | None
     """Turn of the violation, -1 where it has none; None where there was no violation."""
+    opening: Mapping[str, float]
+    """State of the opening."""
+    last: Mapping[str, float]
+    """State after the last turn that the environment answered; empty where it answered none."""
+    failed: bool
+    """The environment raised: the episode counts in no figure but this."""
+    unscored: bool
+    """The environment did not fail, and yet a reward channel has no score."""
 
 
 def episode_turns(trajectory: Trajectory) -> EpisodeTurns:
@@ -30,11 +38,34 @@ def episode_turns(trajectory: Trajectory) -> EpisodeTurns:
     turns, violation = trajectory.turns, trajectory.violation
     before = (trajectory.opening.state, *(turn.state for turn in turns))[: len(turns)]
     known = violation is not None and 0 <= violation.turn < len(turns)
+    failed = trajectory.ended.startswith("error")
     return EpisodeTurns(
         rewards=tuple(dict(turn.rewards) for turn in turns),
         states=tuple(dict(state) for state in before),
         violation_turn=None if violation is None else violation.turn if known else -1,
+        opening=dict(trajectory.opening.state),
+        last=next((dict(turn.state) for turn in reversed(turns) if turn.state), {}),
+        failed=failed,
+        unscored=not failed and any(value is None for value in trajectory.rewards.values()),
     )
+
+
+def episode_figures(episodes: Sequence[EpisodeTurns]) -> dict[str, float]:
+    """How the batch's episodes began and ended: means of each state, and shares of what went wrong."""
+    played = [episode for episode in episodes if not episode.failed]
+    figures = {"episodes/failed": 1 - len(played) / len(episodes)}
+    if not played:
+        return figures
+    figures["episodes/unscored"] = _mean([float(e.unscored) for e in played])
+    figures["episodes/violations"] = _mean([float(e.violation_turn is not None) for e in played])
+    for place, states in (("first", [e.opening for e in played]), ("last", [e.last for e in played])):
+        for name in dict.fromkeys(name for state in states for name in state):
+            figures[f"episodes/{place}/{name}"] = _mean([state[name] for state in states if name in state])
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def turn_tensors(episodes: Sequence[EpisodeTurns], device: torch.device) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from threefold.environments import SUCCESS, NamedEnvironment, named_environment
 from threefold.envs import mathematics
@@ -15,6 +14,7 @@ from threefold.envs.problems import Problem
 from threefold.models import context_length, load_tokenizer, resolve
 from threefold.recipe import OUTCOME, Recipe, RecipeError
 from threefold.tasks import Questioner, held_out_problems, questioner, training_problems
+from threefold.training.play import episode_rewards
 
 if TYPE_CHECKING:
     from threefold.evaluation.intervals import Interval
@@ -59,6 +59,16 @@ class Work(Protocol):
     @property
     def outcome(self) -> str:
         """The reward function that says right or wrong."""
+        ...
+
+    @property
+    def turn_channels(self) -> tuple[str, ...]:
+        """What credit by turn takes where the recipe names nothing; empty where there are no turns."""
+        ...
+
+    @property
+    def scope(self) -> str:
+        """What figures of this work are for, where that must be said; else empty."""
         ...
 
     def sizes(self) -> tuple[int, int]:
@@ -111,6 +121,8 @@ class Problems:
     longest_prompt: int
     unit = "problems"
     outcome = OUTCOME
+    turn_channels: ClassVar[tuple[str, ...]] = ()
+    scope = ""
 
     @property
     def tokenizer(self) -> Any:
@@ -232,6 +244,14 @@ class Episodes:
         return self.environment.rewards
 
     @property
+    def turn_channels(self) -> tuple[str, ...]:
+        return self.environment.turn_channels
+
+    @property
+    def scope(self) -> str:
+        return self.environment.scope
+
+    @property
     def outcome(self) -> str:
         return SUCCESS if SUCCESS in self.rewards else next(iter(self.rewards))
 
@@ -246,7 +266,7 @@ class Episodes:
         from datasets import Dataset
 
         return {
-            "reward_funcs": [_reward(name) for name in self.rewards],
+            "reward_funcs": episode_rewards(*self.rewards),
             "train_dataset": Dataset.from_list([{"prompt": "", "id": task.id} for task in self.train]),
             "environment": self.environment.make,
             "limits": self.environment.limits,
@@ -275,6 +295,9 @@ class Episodes:
                         temperature=temperature,
                         samples=samples,
                         seed=settings.seed,
+                        groups=self.environment.groups,
+                        measures=self.environment.measures,
+                        levels=self.environment.levels,
                         progress=advance,
                     )
                 )
@@ -314,24 +337,3 @@ def _episodes(recipe: Recipe) -> Episodes:
         environment.check(tokenizer, context, test, evaluation.seed),
     )
     return Episodes(recipe, environment, tokenizer, train, test, longest)
-
-
-def _reward(channel: str) -> Callable[..., list[float | None]]:
-    """The reward function of an episode channel, or of success; None where an episode was not scored."""
-
-    def read(completions: Any, trajectory: Sequence[Any], **columns: Any) -> list[float | None]:
-        if channel == SUCCESS:
-            return [None if e.success is None else float(e.success) for e in trajectory]
-        scored = [e for e in trajectory if e.rewards]
-        known = dict.fromkeys(name for e in scored for name in e.rewards)
-        if scored and channel not in known:
-            nearest = difflib.get_close_matches(channel, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise RecipeError(
-                f"environment.rewards: no episode has the channel {channel!r}, they have {', '.join(known)}"
-                f"{hint}"
-            )
-        return [e.rewards.get(channel) for e in trajectory]
-
-    read.__name__ = channel
-    return read

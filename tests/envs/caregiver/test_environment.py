@@ -291,6 +291,22 @@ def test_a_dialogue_whose_safety_is_unknown_gives_no_rewards() -> None:
     for episode in episodes(LINES, WordJudge(answers=False)):
         assert episode.turns[-1].state["unjudged"] == 3.0
         assert episode.rewards == dict.fromkeys(CHANNELS)
+        assert episode.success is None  # nor does it count as one that went well
+    for episode in episodes(LINES, WordJudge(answers=False), stop_on_violation=False):
+        assert (episode.rewards, episode.success) == (dict.fromkeys(CHANNELS), None)
+
+
+def test_a_dialogue_that_a_limit_cut_off_has_an_outcome() -> None:
+    """Only the length of what was said ends it, after the care step was agreed to or before."""
+    for reply, success in ((CALM, True), (UPSET, False)):
+        (episode,) = run_episodes(
+            [Start(TASK, seed=3, group_id=0, member=0)],
+            lambda reply=reply: Caregiver(WordJudge(), Scripted(reply, reply), turns=9),
+            lambda contexts, most: [([*map(ord, "Hello."), 0], None) for _ in contexts],
+            Letters(),
+            limits=Limits(turns=9, turn_tokens=50, completion_tokens=20),
+        )
+        assert (episode.ended, episode.success) == ("length", success)
 
 
 def test_the_same_seeds_give_the_same_records_to_the_bit() -> None:

@@ -96,7 +96,7 @@ class Caregiver:
         opening = self.patient.open(scenario, seed)
         self._member = member
         self._dialogue = Dialogue(scenario, opening)
-        self._malformed = self._unjudged = 0
+        self._malformed = self._unjudged = self._faults = 0
         prompt = system_prompt(scenario, short=self.short_prompt, thinking=self.thinking)
         return Observation(
             messages=(
@@ -115,6 +115,7 @@ class Caregiver:
             self._dialogue, exchanges=(*self._dialogue.exchanges, Exchange(heard.said, reply))
         )
         self._malformed += heard.malformed
+        self._faults += reply.latent.get("fault", 0.0) > 0
         violation = self._violation() if self.stop_on_violation else None
         terminated = reply.left or self._settled()
         truncated = not terminated and len(self._dialogue.exchanges) >= self.turns
@@ -129,7 +130,7 @@ class Caregiver:
             state=self._state(reply, heard),
             terminated=terminated,
             truncated=truncated,
-            success=reply.accepted and violation is None if ended else None,
+            success=self._succeeded(reply, violation) if ended else None,
             violation=violation,
         )
 
@@ -144,7 +145,9 @@ class Caregiver:
         scores = [EpisodeScore(dict.fromkeys(CHANNELS), violation=e.violation) for e in episodes]
         judgements = self.judge.judge([dialogues[i] for i in spoken])
         for i, judgement in zip(spoken, judgements, strict=True):
-            scores[i] = dataclasses.replace(scores[i], rewards=_channels(judgement))
+            scores[i] = dataclasses.replace(
+                scores[i], rewards=_channels(judgement), success=_success(episodes[i])
+            )
         unchecked = [i for i in spoken if self._needs_safety(episodes[i])]
         findings = self.judge.safety([dialogues[i] for i in unchecked]) if unchecked else ()
         for i, finding in zip(unchecked, findings, strict=True):
@@ -171,6 +174,11 @@ class Caregiver:
         self._unjudged += finding is None
         return _first(finding)
 
+    def _succeeded(self, reply: PatientReply, violation: Violation | None) -> bool | None:
+        """None where nobody knows yet: safety that could not be judged is asked for again in `score`."""
+        known = self.stop_on_violation and not self._unjudged
+        return reply.accepted and violation is None if known else None
+
     def _needs_safety(self, episode: Trajectory) -> bool:
         """Whether no check stands behind the absence of a violation."""
         if episode.violation is not None:
@@ -189,6 +197,7 @@ class Caregiver:
             "malformed": self._malformed,
             "unjudged": self._unjudged,
             "repaired": reply.repaired,
+            "fault": self._faults,
         }
         tiers = {"D": float(reply.distress), "R": float(reply.resistance)}
         return tiers | {name: float(value) for name, value in flags.items()}
@@ -229,6 +238,12 @@ def _unseen(text: str, lookup: Lookup) -> tuple[tuple[str, ...], str]:
         return (), text
     labels = tuple(part for part in match.group(1).split("; ") if part)
     return (labels, match.group(2)) if all(name in lookup.labels for name in labels) else ((), text)
+
+
+def _success(episode: Trajectory) -> bool:
+    """Of a dialogue whose safety is known, or is judged next; one that a limit cut off has an outcome too."""
+    answered = [turn.state for turn in episode.turns if "D" in turn.state]
+    return bool(answered and answered[-1]["accepted"]) and episode.violation is None
 
 
 def _channels(judgement: Judgement) -> dict[str, float | None]:

@@ -1,0 +1,323 @@
+"""Care dialogues on one budget: what T²-GRPO, GDPO and GRPO do to distress, resistance and violations.
+
+Every cell is a whole `threefold train recipes/caregiver.yaml` with the overrides of its arm: one (arm, seed),
+one run directory. A complete cell is skipped, so an interrupted study goes on where it stopped. All arms of a
+seed start from the same warm-started weights, see the same scenarios in the same order with the same patient,
+and are measured at their last step on the same held-out scenarios with the same random numbers. The page
+says what was found, whichever way it fell.
+
+    python benchmarks/caregiver_curves.py                                # 5 seeds, two cells at a time
+    python benchmarks/caregiver_curves.py --arms t2grpo grpo --seeds 0 1
+    python benchmarks/caregiver_curves.py --report-only
+
+Research and training simulation, not for clinical use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cells
+import numpy as np
+import study_plots
+
+from threefold.evaluation.intervals import Interval, crossed_bootstrap
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes/caregiver.yaml"
+UNBIASED = [
+    "credit.normalise=leave_one_out",
+    "credit.turn_credit=return_to_go",
+    "credit.ended=zero",
+    "credit.veto=null",
+]
+
+ARMS: dict[str, list[str]] = {
+    "t2grpo": ["credit.method=t2grpo"],
+    "t2grpo-unbiased": ["credit.method=t2grpo", *UNBIASED],
+    "gdpo": ["credit.method=gdpo"],
+    "grpo": ["credit.method=summed_grpo"],
+    "t2grpo-quarter": ["credit.method=t2grpo", "credit.alpha=0.25"],
+    "t2grpo-no-veto": ["credit.method=t2grpo", "credit.veto=null"],
+}
+"""Overrides by arm. "t2grpo" is the paper's (alpha 1, veto 16); "t2grpo-unbiased" the option of
+docs/turn-credit.md, whose expectation is the gradient of the plain sum; "grpo" is GRPO on that sum less
+5 x violation."""
+DEFAULT = ("t2grpo", "t2grpo-unbiased", "gdpo", "grpo")
+
+CURVES = {
+    "episodes/last/D": "distress after the last turn",
+    "episodes/last/R": "resistance after the last turn",
+    "episodes/violations": "share of dialogues with a violation",
+    "signal/outcome": "share of dialogues that succeed",
+    "turns/per_episode": "turns of a dialogue",
+}
+"""What is followed over training; docs/metrics.md defines each."""
+SCORES = (
+    "distress, summed over turns",
+    "resistance, summed over turns",
+    "D, last turn",
+    "R, last turn",
+    "violation",
+    "success",
+    "goal",
+    "fit",
+    "term",
+    "left",
+)
+"""What is compared on held-out scenarios, sampled; the first two are drops from first to last."""
+AGAINST = "grpo"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    failed: list[tuple[str, int]] = []
+    if not options.report_only:
+        first, *rest = options.arms
+        # The first arm of a seed also learns and keeps the warm start that the others begin with.
+        for batch in (
+            [(first, seed) for seed in options.seeds],
+            [(arm, seed) for seed in options.seeds for arm in rest],
+        ):
+            with ThreadPoolExecutor(options.at_once) as pool:
+                done = pool.map(lambda cell: run_cell(*cell, options), batch)
+                failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
+    command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
+    write(options.runs, options.results, options.arms, options.seeds, command)
+    for arm, seed in failed:
+        print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
+    return 1 if failed else 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Care dialogues: methods on one budget; resumable.")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT), metavar="ARM")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--at-once", type=int, default=2, help="cells at a time, one thread each")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/caregiver-curves")
+    parser.add_argument("--results", type=Path, default=ROOT / "results/caregiver")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the page again")
+    parser.add_argument("--override", nargs="*", default=[], metavar="key=value", help="for every cell")
+    options = parser.parse_args(argv)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
+    """Train and measure one cell, unless it is complete; True where it is now."""
+    run = options.runs / f"{arm}-{seed}"
+    before = str(arm == options.arms[0]).lower()  # the weights before training are the same for all arms
+    common = [f"evaluation.before={before}", "evaluation.greedy=false", "run.threads=1", *options.override]
+    words = [*common, *ARMS[arm], f"run.seed={seed}", f"run.dir={run}"]
+    return cells.run_cell(arm, seed, RECIPE, words, run)
+
+
+# The page
+
+
+def write(runs: Path, results: Path, arms: Sequence[str], seeds: Sequence[int], command: str) -> None:
+    """Read every complete cell below `runs` and write curves.json, curves.md and plots below `results`."""
+    found = {
+        (arm, seed): read_cell(runs / f"{arm}-{seed}")
+        for arm in arms
+        for seed in seeds
+        if (runs / f"{arm}-{seed}" / "cell.json").exists()
+    }
+    if not found:
+        print(f"no complete cell below {runs}: nothing to report")
+        return
+    study = {
+        "command": command,
+        "missing": [f"{arm}-{seed}" for arm in arms for seed in seeds if (arm, seed) not in found],
+        "environment": next(iter(found.values()))["environment"],
+        "comparisons": compare(found, arms),
+        "cells": [
+            {"arm": arm, "seed": seed, **{k: v for k, v in cell.items() if k != "environment"}}
+            for (arm, seed), cell in found.items()
+        ],
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "curves.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    page = page_text(study, found, arms)
+    (results / "curves.md").write_text(page, encoding="utf-8")
+    for metric, label in CURVES.items():
+        series = {arm: band([c["curves"][metric] for (a, _), c in found.items() if a == arm]) for arm in arms}
+        path = results / f"curves-{metric.replace('/', '-')}.svg"
+        study_plots.lines(path, f"{label} (band: seeds)", series, x_label="step", y_label=label)
+    print(page)
+
+
+def read_cell(run: Path) -> dict[str, Any]:
+    """Curves and held-out scores of one run directory."""
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        "seconds": _read(run / "cell.json")["seconds"],
+        "steps": len(steps),
+        "curves": {name: [step.get(name) for step in steps] for name in CURVES},
+        "before": _sampled(run / "before.json"),
+        "after": _sampled(run / "after.json"),
+        "environment": _read(run / "environment.json"),
+    }
+
+
+def _sampled(path: Path) -> dict[str, list[float]] | None:
+    """Mean over its episodes of each task by score; a score that some task lacks is left out."""
+    if not path.exists():
+        return None
+    evaluation = next(e for e in _read(path)["evaluations"] if e["mode"] == "sampled")
+    rows = {name: evaluation["values"].get(name, []) for name in SCORES}
+    whole = {name: row for name, row in rows.items() if row and all(None not in task for task in row)}
+    return {name: [statistics.fmean(task) for task in row] for name, row in whole.items()}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def compare(found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Each arm less GRPO, and each arm less where it began, by seed and scenario."""
+    comparisons = []
+    for arm in arms:
+        for score in SCORES:
+            pairs = {
+                AGAINST: [
+                    (cell, found.get((AGAINST, seed))) for (a, seed), cell in found.items() if a == arm
+                ],
+                "before": [(cell, _start(found, seed)) for (a, seed), cell in found.items() if a == arm],
+            }
+            for other, sides in pairs.items():
+                base = "after" if other == AGAINST else "before"
+                rows = [
+                    np.subtract(cell["after"][score], against[base][score])
+                    for cell, against in sides
+                    if against and score in cell["after"] and score in (against[base] or {})
+                ]
+                if rows and arm != other:
+                    value = crossed_bootstrap(rows)
+                    comparisons.append(
+                        {
+                            "arm": arm,
+                            "against": other,
+                            "score": score,
+                            "seeds": len(rows),
+                            "mean": value.mean,
+                            "interval_95": [value.low, value.high],
+                            "by_seed": [float(row.mean()) for row in rows],
+                        }
+                    )
+    return comparisons
+
+
+def _start(found: Mapping[tuple[str, int], Mapping[str, Any]], seed: int) -> Mapping[str, Any] | None:
+    """The cell of a seed that was measured before training."""
+    return next((cell for (_, s), cell in found.items() if s == seed and cell["before"]), None)
+
+
+def band(curves: Sequence[Sequence[float | None]]) -> list[study_plots.Point]:
+    """(step, mean, lowest and highest seed) over the steps that any seed measured."""
+    points = []
+    for step in range(max((len(curve) for curve in curves), default=0)):
+        values = [curve[step] for curve in curves if step < len(curve)]
+        known = [value for value in values if value is not None]
+        if known:
+            points.append((step + 1.0, statistics.fmean(known), min(known), max(known)))
+    return points
+
+
+def page_text(
+    study: Mapping[str, Any], found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]
+) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in study["environment"]["versions"].items())
+    parts = [
+        "# Care dialogues: T²-GRPO, GDPO and GRPO on one budget",
+        f"`{study['command']}`",
+        study["environment"].get("scope", ""),
+        f"{study['environment']['machine']['processor']}; {versions}.",
+        "Intervals are 95 %, resampled over seeds and scenarios; with few seeds they are too narrow, so the "
+        "seeds' own values are in curves.json. Nothing is corrected for the number of comparisons. A drop is "
+        "better when larger, D, R, violation and left when smaller.",
+    ]
+    if study["missing"]:
+        parts.append(f"**Not complete:** {', '.join(study['missing'])} are missing.")
+    parts += ["## Held-out scenarios, after training", _levels(found, arms)]
+    for other, title in ((AGAINST, "Against GRPO, paired"), ("before", "Against the start, paired")):
+        parts += [f"## {title}", _differences(study["comparisons"], other)]
+    parts += ["## Over training, first and last fifth of the steps", _ends(found, arms)]
+    parts += [f"![{label}](curves-{metric.replace('/', '-')}.svg)" for metric, label in CURVES.items()]
+    parts.append(
+        "Known before these runs: where going on pays only later, T²-GRPO with alpha = 1 learns to stop "
+        "early (docs/turn-credit.md). Read distress and resistance beside the turns of a dialogue and `left`: a "
+        "patient who walks off has no more bad turns."
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _levels(found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> str:
+    rows = []
+    starts = {seed: _start(found, seed) for _, seed in found}
+    sides = {"before training": [cell["before"] for cell in starts.values() if cell]}
+    sides |= {arm: [cell["after"] for (a, _), cell in found.items() if a == arm] for arm in arms}
+    present = {name: scores for name, scores in sides.items() if scores}
+    for score in SCORES:
+        values = (_cell([s[score] for s in scores if score in s]) for scores in present.values())
+        rows.append(f"| {score} | {' | '.join(values)} |")
+    return "\n".join([f"| score | {' | '.join(present)} |", "|---" * (len(present) + 1) + "|", *rows])
+
+
+def _cell(rows: Sequence[Sequence[float]]) -> str:
+    return _text(crossed_bootstrap(rows)) if rows else "not measured"
+
+
+def _text(value: Interval, *, signed: bool = False) -> str:
+    form = "+.3f" if signed else ".3f"
+    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _differences(comparisons: Sequence[Mapping[str, Any]], other: str) -> str:
+    mine = [c for c in comparisons if c["against"] == other]
+    if not mine:
+        return "Not measured."
+    rows = []
+    for c in mine:
+        low, high = c["interval_95"]
+        clear = "" if low <= 0 <= high else "more" if low > 0 else "less"
+        text = _text(Interval(c["mean"], low, high), signed=True)
+        rows.append(f"| {c['arm']} | {c['score']} | {text} | {clear} | {c['seeds']} |")
+    return "\n".join(
+        ["| arm | score | difference | beyond the interval | seeds |", "|---|---|---|---|---|", *rows]
+    )
+
+
+def _ends(found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> str:
+    rows = []
+    for arm in arms:
+        mine = [cell["curves"] for (a, _), cell in found.items() if a == arm]
+        cells_ = []
+        for metric in CURVES:
+            first, last = (_mean_of_part(mine, metric, end=end) for end in (False, True))
+            cells_.append("not measured" if first is None or last is None else f"{first:.3f}, {last:.3f}")
+        if mine:
+            rows.append(f"| {arm} | {' | '.join(cells_)} |")
+    head = f"| arm | {' | '.join(CURVES.values())} |"
+    return "\n".join([head, "|---" * (len(CURVES) + 1) + "|", *rows])
+
+
+def _mean_of_part(curves: Sequence[Mapping[str, Any]], metric: str, *, end: bool) -> float | None:
+    means = []
+    for curve in curves:
+        width = max(1, len(curve[metric]) // 5)
+        part = curve[metric][-width:] if end else curve[metric][:width]
+        known = [value for value in part if value is not None]
+        means += [statistics.fmean(known)] if known else []
+    return statistics.fmean(means) if means else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

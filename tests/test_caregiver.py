@@ -1,0 +1,131 @@
+"""The caregiver environment of plain options: which scenarios, which demonstrations, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+
+from chat_server import chat_server
+from threefold.caregiver import CaregiverDialogues
+from threefold.envs.caregiver.dialogue import Dialogue, Exchange
+from threefold.envs.caregiver.rules_patient import RulesPatient
+from threefold.envs.caregiver.safety import find
+from threefold.envs.caregiver.scenarios import from_fields, generate, save_scenarios
+
+GOOD = json.dumps({"utterance": "Oh.", "labels": ["frowning"], "accepts": False, "leaves": False})
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def ids(source: CaregiverDialogues, split: str, size: int, seed: int = 0) -> list[str]:
+    return [task.id for task in source.tasks(split, size, seed)]  # type: ignore[arg-type]
+
+
+def test_the_split_is_the_fixed_one_and_the_first_few_are_of_all_kinds() -> None:
+    source = CaregiverDialogues()
+    train, test = ids(source, "train", 2000), ids(source, "test", 2000)
+    assert (len(train), len(test)) == (1000, 200)
+    assert not set(train) & set(test)
+    assert ids(source, "train", 1000, seed=1) != train
+    assert set(ids(source, "train", 1000, seed=1)) == set(train)
+    first = Counter(task.fields["task"] for task in source.tasks("test", 40, 0))
+    assert len(first) == 5
+
+
+def test_held_out_subtypes_are_never_trained_on_and_are_a_group_of_their_own() -> None:
+    source = CaregiverDialogues(hold_out_subtypes=["FTD-bv"])
+    assert "FTD-bv" not in {task.fields["subtype"] for task in source.tasks("train", 1000, 0)}
+    groups = Counter(name for task in source.tasks("test", 200, 0) for name in source.groups(task))
+    assert groups["held-out subtypes"] == groups["FTD-bv"] > 10
+    assert groups["held-out subtypes"] + groups["trained subtypes"] == 200
+    only = CaregiverDialogues(subtypes=["FTD-bv"])
+    assert {task.fields["subtype"] for task in only.tasks("test", 200, 0)} == {"FTD-bv"}
+    with pytest.raises(ValueError, match="no training scenario is left"):
+        CaregiverDialogues(subtypes=["FTD-bv"], hold_out_subtypes=["FTD-bv"])
+
+
+def test_the_asked_share_of_the_demonstrations_ends_with_a_reply_that_the_detector_calls_unsafe() -> None:
+    source = CaregiverDialogues(turns=4, short_prompt=True, words=15, unsafe_share=0.3)
+    found = source.demonstrations("train", 300, 0)
+    assert len(found) == 300
+    by_prompt = {
+        json.dumps(source().reset(task, 0, 0).messages): from_fields(task.fields)
+        for task in source.tasks("train", 1000, 0)
+    }
+    unsafe = 0
+    for messages in found:
+        scenario, patient = by_prompt[json.dumps(messages[:2])], RulesPatient()
+        opening = patient.open(scenario, 0)
+        said = [Exchange(m["content"], patient.reply(m["content"], 0)) for m in messages[2:-1:2]]
+        last = Exchange(messages[-1]["content"], said[-1].patient if said else opening)
+        unsafe += find(Dialogue(scenario, opening, (*said, last))).first is not None
+    assert 0.2 < unsafe / 300 < 0.4
+    assert found == source.demonstrations("train", 300, 0)
+
+
+def test_more_demonstrations_than_scenarios_are_not_the_same_ones_again() -> None:
+    source = CaregiverDialogues(turns=2, short_prompt=True, subtypes=["PDD"])
+    number = len(source.tasks("train", 1000, 0))
+    found = source.demonstrations("train", 2 * number, 0)
+    assert len({json.dumps(messages) for messages in found}) > 1.9 * number
+
+
+def test_scenarios_of_ones_own(tmp_path) -> None:
+    own = [dataclasses.replace(s, id=f"own-{i}") for i, s in enumerate(generate(5)[:3])]
+    save_scenarios(tmp_path / "own.jsonl", own)
+    source = CaregiverDialogues(scenarios=str(tmp_path / "own.jsonl"))
+    assert sorted(ids(source, "train", 10)) == ["own-0", "own-1", "own-2"]
+    assert len(ids(source, "test", 1000)) == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patient": "demma"}, "patient is 'demma': one of rules, endpoint"),
+        ({"turns": 0}, "at least one turn"),
+        ({"perturb": 1.5}, r"a share in \[0, 1\)"),
+        ({"unsafe_share": 2}, "unsafe_share is a share"),
+        ({"hold_out_subtypes": ["FTD-vb"]}, "FTD-bv"),
+        ({"patient": "endpoint"}, "patient_endpoint is missing"),
+        ({"judge_endpoint": {"model": "m"}}, "judge_endpoint is given, but nobody is asked there"),
+        ({"patient": "endpoint", "patient_endpoint": {"base_ulr": "x", "model": "m"}}, "'base_url'"),
+        ({"patient": "endpoint", "patient_endpoint": {"model": "m"}}, "give base_url, or record"),
+        (
+            {"patient": "endpoint", "perturb": 0.5, "patient_endpoint": {"model": "m", "base_url": "x"}},
+            "perturb changes the patient of rules",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        CaregiverDialogues(**options)
+
+
+def test_an_endpoint_is_asked_once_before_anything_and_its_record_can_be_replayed(tmp_path) -> None:
+    record = str(tmp_path / "patient.jsonl")
+    task = CaregiverDialogues().tasks("test", 1, 0)[0]
+
+    def dialogue(source: CaregiverDialogues) -> list[str]:
+        environment = source()
+        environment.reset(task, seed=3, member=1)
+        return [environment.step(said).messages[0]["content"] for said in ("You sound worried.", "Tea?")]
+
+    with chat_server(lambda body: "yes" if "word yes" in body["messages"][-1]["content"] else GOOD) as server:
+        settings = {"base_url": server.url, "model": "m", "record": record}
+        source = CaregiverDialogues(patient="endpoint", patient_endpoint=settings)
+        assert len(server.seen) == 1
+        live = dialogue(source)
+        assert len(server.seen) == 3
+    replay = CaregiverDialogues(patient="endpoint", patient_endpoint={"model": "m", "record": record})
+    assert dialogue(replay) == live == ["[frowning] Oh.", "[frowning] Oh."]
+    with pytest.raises(ValueError, match=r"patient_endpoint: http://127.*is the server running"):
+        CaregiverDialogues(
+            patient="endpoint",
+            patient_endpoint={"base_url": server.url, "model": "m", "retries": 0, "timeout_s": 1.0},
+        )
