@@ -101,13 +101,44 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     view = commands.add_parser(
-        "view", help="write a run's report as one HTML file", epilog="example: threefold view runs/demo"
+        "view",
+        help="write the report of a run, or of several side by side, as one HTML file",
+        epilog="examples: threefold view runs/demo    threefold view runs/grpo runs/ispo",
     )
-    view.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
-    view.add_argument("--output", type=Path, help="where to write (default: RUN/report.html)")
+    view.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    view.add_argument(
+        "--output",
+        type=Path,
+        help="where to write (default: RUN/report.html; comparison.html beside the first of several)",
+    )
     view.set_defaults(run=_view)
+    _add_compare(commands)
     _add_skills(commands)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="paired differences of runs on the same held-out problems, over seeds where there are several",
+        epilog="example: threefold compare runs/grpo-0 runs/grpo-1 runs/ispo-0 runs/ispo-1",
+    )
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="two run directories or more")
+    compare.add_argument(
+        "--baseline", type=Path, help="a run of the arm to compare with (default: the first)"
+    )
+    compare.add_argument(
+        "--score",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="scores to compare, or 'all' (default: strict, in environments success)",
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    compare.add_argument(
+        "--output", type=Path, help="also write the report page there, such as comparison.html"
+    )
+    compare.set_defaults(run=_compare)
 
 
 def _add_skills(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -192,9 +223,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from threefold.report import write_report
+    from threefold.report import write_comparison, write_report
 
-    print(write_report(arguments.run_dir, arguments.output))
+    runs = arguments.run_dirs
+    print(write_comparison(runs, arguments.output) if runs[1:] else write_report(runs[0], arguments.output))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    import json
+
+    from threefold.report.compare import compare
+    from threefold.report.compare_page import comparison_html
+    from threefold.report.compare_table import print_comparison
+    from threefold.report.document import write_page
+
+    found = compare(arguments.run_dirs, scores=arguments.score, baseline=arguments.baseline)
+    if arguments.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+    else:
+        print_comparison(found)
+    if arguments.output is not None:
+        page = write_page(arguments.output, comparison_html(found))
+        print(f"report: {page}", file=sys.stderr)
     return 0
 
 

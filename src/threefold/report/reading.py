@@ -93,7 +93,8 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
 
     Args:
         run_dir: The directory that training wrote. Any of its files may be absent.
-        episode_limit: Largest number of episodes to keep in memory (whole groups, see `sampling`).
+        episode_limit: Largest number of episodes to keep in memory (whole groups, see `sampling`); 0 leaves
+            their record unread.
 
     Raises:
         FileNotFoundError: The directory does not exist.
@@ -110,7 +111,7 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
         run_dir / "evaluation.json", "there are no results before and after training", notes
     )
     evaluations, gains = _evaluations(evaluation, notes)
-    episodes = sample_episodes(run_dir, episode_limit)
+    episodes = sample_episodes(run_dir, episode_limit) if episode_limit else EpisodeSample()
     notes.extend(episodes.notes)
     return Run(
         directory=run_dir,

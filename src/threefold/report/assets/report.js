@@ -1,7 +1,8 @@
 "use strict";
 // The browser of episodes and the cursors of the curves. Text of the run is only ever set as textContent.
 
-const episodes = JSON.parse(document.getElementById("episodes").textContent);
+const embedded = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "[]");
+const episodes = embedded("episodes");
 const tip = document.getElementById("tip");
 const dialog = document.getElementById("episode");
 const PAGE = 25;
