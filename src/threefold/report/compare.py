@@ -75,7 +75,11 @@ class Difference:
             return "not told apart from chance"
         sign = "higher" if self.interval.low > 0 else "lower"
         holds = self.family.low > 0 or self.family.high < 0
-        return f"{sign}, with all comparisons allowed for" if holds else f"{sign}, alone"
+        return (
+            f"{sign}, with all comparisons allowed for"
+            if holds
+            else f"{sign} at 95 %, not with all allowed for"
+        )
 
 
 @dataclass(frozen=True)

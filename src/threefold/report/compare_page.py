@@ -10,7 +10,7 @@ from pathlib import Path
 from threefold.report.arms import Arm
 from threefold.report.compare import Comparison, Difference, compare, spread
 from threefold.report.curves import Chart, Series, chart_html
-from threefold.report.document import document, write_page
+from threefold.report.document import anchored, document, navigation, write_page
 from threefold.report.outcomes import SHARES
 from threefold.report.page import notes_html
 
@@ -77,15 +77,19 @@ def comparison_html(comparison: Comparison) -> str:
     title = f"Comparison of {runs} runs"
     facts = {"Arms": str(len(comparison.arms)), "Runs": str(runs), "Compared with": comparison.baseline}
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    parts = {
+        "Differences": _differences(comparison),
+        "Side by side": _beside(comparison),
+        "Curves": _curves(comparison.arms),
+        "Settings": _settings(comparison),
+        "Runs": _runs(comparison.arms),
+    }
     body = "".join(
         [
             f"<header><h1>{escape(title)}</h1><dl class='facts'>{items}</dl></header>",
+            navigation(parts),
             notes_html(comparison.notes),
-            _differences(comparison),
-            _beside(comparison),
-            _curves(comparison.arms),
-            _settings(comparison),
-            _runs(comparison.arms),
+            *anchored(parts),
         ]
     )
     return document(f"{title} - Threefold", body, {})

@@ -21,7 +21,7 @@ _DIALOG = (
     '<button type="button" id="close">Close</button></div><div id="detail"></div></dialog>'
     '<div id="tip" role="status" hidden></div>'
 )
-_SCRIPTS = ("report.js",)
+_SCRIPTS = ("report.js", "groups.js")
 
 
 def document(title: str, body: str, data: Mapping[str, str]) -> str:
@@ -49,6 +49,21 @@ def document(title: str, body: str, data: Mapping[str, str]) -> str:
         f"<body><main>{body}</main>{_DIALOG}{embedded}"
         f"{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )
+
+
+def navigation(parts: Mapping[str, str]) -> str:
+    """Links to the parts of a page that are not empty, by their names."""
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name, html in parts.items() if html)
+    return f'<nav aria-label="Parts of this page">{links}</nav>'
+
+
+def anchored(parts: Mapping[str, str]) -> list[str]:
+    """The parts, each where its link leads."""
+    return [f'<div id="{_anchor(name)}" class="part">{html}</div>' for name, html in parts.items() if html]
+
+
+def _anchor(name: str) -> str:
+    return "part-" + name.lower().replace(" ", "-").replace("?", "")
 
 
 def write_page(path: Path, html: str) -> Path:

@@ -11,8 +11,9 @@ from typing import Any
 
 from threefold.report.calibration import calibration_html
 from threefold.report.curves import chart_html
-from threefold.report.document import document, write_page
-from threefold.report.episodes import Embedded, embed
+from threefold.report.document import anchored, document, navigation, write_page
+from threefold.report.episodes import Embedded, embed, script_json
+from threefold.report.groups import groups_data, groups_html
 from threefold.report.reading import Evaluation, Interval, Run, read_run
 from threefold.report.sections import Section, curve_sections
 
@@ -49,20 +50,18 @@ def page_html(run: Run) -> str:
     sections = curve_sections(run.metrics)
     main = [section for section in sections if section.title != "All metrics"]
     rest = [section for section in sections if section.title == "All metrics"]
-    body = "".join(
-        [
-            _header(run),
-            notes_html((*run.notes, *episodes.notes)),
-            _results(run),
-            calibration_html(run.evaluations),
-            *(section_html(section) for section in main),
-            _words(run.metrics.words),
-            _episodes(run, episodes),
-            *(_all_metrics(section) for section in rest),
-            _setup(run),
-        ]
-    )
-    return document(_title(run), body, {"episodes": episodes.json})
+    parts = {
+        "Result": _results(run) + calibration_html(run.evaluations),
+        "Curves": "".join(section_html(section) for section in main),
+        "What happened": _words(run.metrics.words),
+        "Groups": groups_html(run.episodes.map),
+        "Episodes": _episodes(run, episodes),
+        "All metrics": "".join(_all_metrics(section) for section in rest),
+        "Setup": _setup(run),
+    }
+    body = [_header(run), navigation(parts), notes_html((*run.notes, *episodes.notes)), *anchored(parts)]
+    data = {"episodes": episodes.json, "groups": script_json(groups_data(run.episodes.map))}
+    return document(_title(run), "".join(body), data)
 
 
 def _title(run: Run) -> str:
