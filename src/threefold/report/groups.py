@@ -150,12 +150,12 @@ def groups_html(groups: GroupMap) -> str:
         lead += f" {len(groups.steps):,} of {groups.seen:,} steps are here, spread evenly."
     legend = "".join(
         f'<span class="key g-{state}"><i></i>{escape(label)}</span>'
-        for state, label in reversed(LABELS.items())
+        for state, label in reversed(list(LABELS.items()))
         if counts[state]
     )
     lead += (
-        " Choose a cell to read its episodes (those of cells with a dot are on this page); with the keyboard, "
-        "arrows move and Enter opens."
+        " Choose a cell to read its episodes (those of cells with a dot are on this page); with the "
+        "keyboard, arrows move and Enter opens."
     )
     return (
         f"<section><h2>Groups</h2><p class=lead>{escape(lead)}</p><noscript><p>The map needs JavaScript; the "
