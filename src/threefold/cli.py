@@ -68,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="delete the run directory first if it holds a run"
     )
     train.add_argument("--quiet", action="store_true", help="print results only")
+    train.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a step on standard output, everything else on standard error",
+    )
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
@@ -202,7 +207,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.training.run import dry_run, train
 
     _quiet_libraries()
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, json=arguments.json)
     if arguments.dry_run:
         dry_run(recipe, console)
         return 0

@@ -119,6 +119,16 @@ def test_page_asks_for_nothing_from_outside(finished_run: Path) -> None:
     assert "unsafe" not in policy
 
 
+def test_warnings_of_the_run_stand_above_everything(finished_run: Path) -> None:
+    with open(finished_run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for step in (61, 62):  # a resume may say it again
+            line = {"step": step, "split": "train", "warnings": ["entropy fell </li><script>"]}
+            file.write(json.dumps(line) + "\n")
+    page = read_page(finished_run)
+    assert "What the run warned of Step 61: entropy fell </li><script> Result" in page.words
+    assert "Step 62" not in page.words
+
+
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_in_every_place_stays_text(
     make_run: Callable[..., Path], episode: Callable[..., Credited], tmp_path: Path, text: str

@@ -59,7 +59,13 @@ def page_html(run: Run) -> str:
         "All metrics": "".join(_all_metrics(section) for section in rest),
         "Setup": _setup(run),
     }
-    body = [_header(run), navigation(parts), notes_html((*run.notes, *episodes.notes)), *anchored(parts)]
+    body = [
+        _header(run),
+        navigation(parts),
+        _warnings(run),
+        notes_html((*run.notes, *episodes.notes)),
+        *anchored(parts),
+    ]
     data = {"episodes": episodes.json, "groups": script_json(groups_data(run.episodes.map))}
     return document(_title(run), "".join(body), data)
 
@@ -157,6 +163,11 @@ def _duration(started: float | None, ended: float | None) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _warnings(run: Run) -> str:
+    items = "".join(f"<li>Step {step}: {escape(text)}</li>" for step, text in run.metrics.warnings)
+    return f'<aside class="notes"><h2>What the run warned of</h2><ul>{items}</ul></aside>' if items else ""
 
 
 def notes_html(notes: Iterable[str]) -> str:

@@ -27,6 +27,8 @@ class Metrics:
     """Finite value by step, ascending, by metric; "<split>: <metric>" for a split other than "train"."""
     words: Mapping[int, str] = field(default_factory=dict)
     """The sentence that says what happened in a step, by step, ascending."""
+    warnings: tuple[tuple[int, str], ...] = ()
+    """(step, what the run warned of), in the order in which it did."""
     started: float | None = None
     """Unix seconds of the earliest line."""
     ended: float | None = None
@@ -166,6 +168,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     times: list[float] = []
     train_steps: set[int] = set()
     unusable: list[str] = []
+    warnings: dict[str, int] = {}
     for row in _rows(path, notes):
         step, split = row.pop("step"), row.pop("split", "train")
         time = row.pop("time", None)
@@ -176,6 +179,10 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
         sentence = row.pop("words", None)
         if isinstance(sentence, str) and sentence:
             words[step] = sentence
+        said = row.pop("warnings", None)
+        for warning in said if isinstance(said, list) else ():
+            if isinstance(warning, str):
+                warnings.setdefault(warning, step)
         for name, value in row.items():
             if _is_finite(value):
                 column = name if split == "train" else f"{split}: {name}"
@@ -192,6 +199,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     return Metrics(
         columns={name: dict(sorted(columns[name].items())) for name in sorted(columns)},
         words=dict(sorted(words.items())),
+        warnings=tuple((step, text) for text, step in warnings.items()),
         started=times[0] if times else None,
         ended=times[1] if times else None,
         last_step=max(train_steps, default=None),
