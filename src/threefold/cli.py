@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     late = [word for word in rest if "=" in word and not word.startswith("-")]
-    if arguments.command not in ("train", "eval") or len(late) < len(rest):
+    if arguments.command not in ("train", "eval", "doctor") or len(late) < len(rest):
         arguments = parser.parse_args(argv)  # argparse's own message, and its exit
     else:
         arguments.overrides = [*arguments.overrides, *late]
@@ -74,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
         help="one JSON object a step on standard output, everything else on standard error",
     )
     train.set_defaults(run=_train)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what of a recipe will be slow or fail, up to a step at full length",
+        epilog="example: threefold doctor recipes/demo.yaml training.max_completion_tokens=512",
+    )
+    doctor.add_argument("recipe", type=Path, help="YAML file, such as recipes/demo.yaml")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, as for train")
+    doctor.add_argument("--no-step", action="store_true", help="load no weights and rehearse no step")
+    doctor.set_defaults(run=_doctor)
 
     evaluate = commands.add_parser(
         "eval",
@@ -217,6 +227,25 @@ def _train(arguments: argparse.Namespace) -> int:
         delete_run(recipe.run.dir)
     train(recipe, console, resume=arguments.resume)
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from threefold.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from threefold.training.doctor import examine
+
+    _quiet_libraries()
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for finding in examine(recipe, step=not arguments.no_step):
+        failed = failed or finding.level == "fail"
+        console.print(f"{finding.level:5}", style=styles[finding.level], end="")
+        console.print(f"{finding.what:14}{finding.text}", markup=False)
+    return 2 if failed else 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
