@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+STARTERS = ("problems", "environment", "caregiver")
+"""Recipes that `init` writes: the files of the folder `starters`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -74,6 +77,16 @@ def _parser() -> argparse.ArgumentParser:
         help="one JSON object a step on standard output, everything else on standard error",
     )
     train.set_defaults(run=_train)
+
+    init = commands.add_parser(
+        "init",
+        help="write a commented recipe to start from",
+        epilog="examples: threefold init problems    threefold init environment my-recipe.yaml",
+    )
+    init.add_argument("kind", choices=STARTERS, help="what the model learns")
+    init.add_argument("path", type=Path, nargs="?", default=Path("recipe.yaml"), help="default recipe.yaml")
+    init.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    init.set_defaults(run=_init)
 
     doctor = commands.add_parser(
         "doctor",
@@ -226,6 +239,20 @@ def _train(arguments: argparse.Namespace) -> int:
 
         delete_run(recipe.run.dir)
     train(recipe, console, resume=arguments.resume)
+    return 0
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from importlib import resources
+
+    path: Path = arguments.path
+    if path.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{path} exists; give another path, or --overwrite")
+    text = (resources.files("threefold") / "starters" / f"{arguments.kind}.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    print(f"{path} is written; next:")
+    print(f"  threefold doctor {path}     # what will be slow or fail")
+    print(f"  threefold train {path}      # then: threefold view RUN")
     return 0
 
 

@@ -192,7 +192,7 @@ def test_servers_are_found_wherever_a_recipe_names_them() -> None:
     recipe = parse_recipe(
         {
             "environment": {"name": "toy", "options": {"patient": {"base_url": "http://a/v1", "model": "m"}}},
-            "training": {"trl": {"use_vllm": True, "vllm_server_port": 9}},
+            "training": {"trl": {"use_vllm": True, "vllm_mode": "server", "vllm_server_port": 9}},
         }
     )
     named = {where: endpoint["base_url"] for where, endpoint in endpoints_of(recipe.model_dump())}

@@ -18,7 +18,7 @@ def endpoints_of(settings: Any, where: str = "") -> Iterator[tuple[str, Mapping[
         return
     if isinstance(settings.get("base_url"), str):
         yield where, settings
-    if settings.get("use_vllm") and settings.get("vllm_mode", "server") == "server":
+    if settings.get("use_vllm") and settings.get("vllm_mode") == "server":
         host, port = settings.get("vllm_server_host", "0.0.0.0"), settings.get("vllm_server_port", 8000)
         yield (
             f"{where}.use_vllm",
