@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+STARTERS = ("problems", "environment", "caregiver")
+"""Recipes that `init` writes: the files of the folder `starters`."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -36,7 +39,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     late = [word for word in rest if "=" in word and not word.startswith("-")]
-    if arguments.command not in ("train", "eval") or len(late) < len(rest):
+    if arguments.command not in ("train", "eval", "doctor") or len(late) < len(rest):
         arguments = parser.parse_args(argv)  # argparse's own message, and its exit
     else:
         arguments.overrides = [*arguments.overrides, *late]
@@ -68,7 +71,32 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="delete the run directory first if it holds a run"
     )
     train.add_argument("--quiet", action="store_true", help="print results only")
+    train.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a step on standard output, everything else on standard error",
+    )
     train.set_defaults(run=_train)
+
+    init = commands.add_parser(
+        "init",
+        help="write a commented recipe to start from",
+        epilog="examples: threefold init problems    threefold init environment my-recipe.yaml",
+    )
+    init.add_argument("kind", choices=STARTERS, help="what the model learns")
+    init.add_argument("path", type=Path, nargs="?", default=Path("recipe.yaml"), help="default recipe.yaml")
+    init.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    init.set_defaults(run=_init)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what of a recipe will be slow or fail, up to a step at full length",
+        epilog="example: threefold doctor recipes/demo.yaml training.max_completion_tokens=512",
+    )
+    doctor.add_argument("recipe", type=Path, help="YAML file, such as recipes/demo.yaml")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys, as for train")
+    doctor.add_argument("--no-step", action="store_true", help="load no weights and rehearse no step")
+    doctor.set_defaults(run=_doctor)
 
     evaluate = commands.add_parser(
         "eval",
@@ -110,13 +138,44 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     view = commands.add_parser(
-        "view", help="write a run's report as one HTML file", epilog="example: threefold view runs/demo"
+        "view",
+        help="write the report of a run, or of several side by side, as one HTML file",
+        epilog="examples: threefold view runs/demo    threefold view runs/grpo runs/ispo",
     )
-    view.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
-    view.add_argument("--output", type=Path, help="where to write (default: RUN/report.html)")
+    view.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run directories")
+    view.add_argument(
+        "--output",
+        type=Path,
+        help="where to write (default: RUN/report.html; comparison.html beside the first of several)",
+    )
     view.set_defaults(run=_view)
+    _add_compare(commands)
     _add_skills(commands)
     return parser
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="paired differences of runs on the same held-out problems, over seeds where there are several",
+        epilog="example: threefold compare runs/grpo-0 runs/grpo-1 runs/ispo-0 runs/ispo-1",
+    )
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="two run directories or more")
+    compare.add_argument(
+        "--baseline", type=Path, help="a run of the arm to compare with (default: the first)"
+    )
+    compare.add_argument(
+        "--score",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="scores to compare, or 'all' (default: strict, in environments success)",
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    compare.add_argument(
+        "--output", type=Path, help="also write the report page there, such as comparison.html"
+    )
+    compare.set_defaults(run=_compare)
 
 
 def _add_skills(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -180,7 +239,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.training.run import dry_run, train
 
     _quiet_libraries()
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, json=arguments.json)
     if arguments.dry_run:
         dry_run(recipe, console)
         return 0
@@ -192,6 +251,39 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _init(arguments: argparse.Namespace) -> int:
+    from importlib import resources
+
+    path: Path = arguments.path
+    if path.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{path} exists; give another path, or --overwrite")
+    text = (resources.files("threefold") / "starters" / f"{arguments.kind}.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    print(f"{path} is written; next:")
+    print(f"  threefold doctor {path}     # what will be slow or fail")
+    print(f"  threefold train {path}      # then: threefold view RUN")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from threefold.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from threefold.training.doctor import examine
+
+    _quiet_libraries()
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+    styles = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for finding in examine(recipe, step=not arguments.no_step):
+        failed = failed or finding.level == "fail"
+        console.print(f"{finding.level:5}", style=styles[finding.level], end="")
+        console.print(f"{finding.what:14}{finding.text}", markup=False)
+    return 2 if failed else 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from threefold.evaluation.command import evaluate_model
 
@@ -201,9 +293,29 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from threefold.report import write_report
+    from threefold.report import write_comparison, write_report
 
-    print(write_report(arguments.run_dir, arguments.output))
+    runs = arguments.run_dirs
+    print(write_comparison(runs, arguments.output) if runs[1:] else write_report(runs[0], arguments.output))
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    import json
+
+    from threefold.report.compare import compare
+    from threefold.report.compare_page import comparison_html
+    from threefold.report.compare_table import print_comparison
+    from threefold.report.document import write_page
+
+    found = compare(arguments.run_dirs, scores=arguments.score, baseline=arguments.baseline)
+    if arguments.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+    else:
+        print_comparison(found)
+    if arguments.output is not None:
+        page = write_page(arguments.output, comparison_html(found))
+        print(f"report: {page}", file=sys.stderr)
     return 0
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from threefold.trajectory import Credited, Opening, Segment, Trajectory, Turn, to_json
+from threefold.recipe import parse_recipe
+from threefold.training.run_directory import RunDirectory
+from threefold.trajectory import Credited, Opening, Segment, Trajectory, Turn, Violation, to_json
 
 WORDS = ["First", "we", "add", "the", "tens", "then", "the", "ones", "That", "gives"]
 
@@ -78,6 +80,53 @@ def make_episode(
             "entropy": (none + entropy,),
             "base_logp": (none + tuple(round(-abs(rng.gauss(0, 1)), 4) for _ in range(length)),),
             "critical": (none + critical,),
+        },
+    )
+
+
+def make_dialogue(step: int = 1, group: int = 0, member: int = 0, *, said: str = "It is cold.") -> Credited:
+    """Two turns with an answer of the environment between them; the second breaks a rule."""
+    pieces = [
+        (-1, ["<|user|>", "Where is my coat?"]),
+        (0, ["Let", " us", " look."]),
+        (-1, ["<|user|>", said]),
+        (1, ["Stop", " that."]),
+    ]
+    turn_ids = tuple(turn for turn, texts in pieces for _ in texts)
+    length = len(turn_ids)
+    trajectory = Trajectory(
+        task_id=f"coat-{group}",
+        group_id=group,
+        member=member,
+        seed=0,
+        environment="caregiver",
+        opening=Opening("Where is my coat?", {"D": 2.0, "R": 1.0}),
+        segments=(Segment(tuple(range(length)), turn_ids, (None,) * length),),
+        turns=(
+            Turn(
+                "Let us look.",
+                "Let us look.",
+                said,
+                {"distress": 1.0},
+                {"D": 1.0, "R": 1.0},
+                skills=("validate",),
+            ),
+            Turn("Stop that.", "Stop that.", "", {"distress": -2.0}, {"D": 3.0, "R": 2.0}),
+        ),
+        rewards={"goal": 2.0},
+        success=False,
+        violation=Violation("command", 1),
+        skill_version="v3",
+        ended="violation",
+    )
+    return Credited(
+        trajectory=trajectory,
+        step=step,
+        advantages=(tuple(0.5 if turn == 0 else -1.0 if turn == 1 else 0.0 for turn in turn_ids),),
+        outcome_advantage=None,
+        token_texts=(tuple(text for _, texts in pieces for text in texts),),
+        token_signals={
+            "entropy": (tuple(None if turn < 0 else 0.1 * place for place, turn in enumerate(turn_ids)),)
         },
     )
 
@@ -212,6 +261,11 @@ def group() -> Callable[..., list[Credited]]:
 
 
 @pytest.fixture
+def dialogue() -> Callable[..., Credited]:
+    return make_dialogue
+
+
+@pytest.fixture
 def make_run() -> Callable[..., Path]:
     return write_run
 
@@ -219,3 +273,38 @@ def make_run() -> Callable[..., Path]:
 @pytest.fixture
 def finished_run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "first-run")
+
+
+def write_study(folder: Path, *, problems: int = 60) -> list[Path]:
+    """Four arms with three seeds each: two methods, ISPO and its noise control, as `train` leaves them."""
+    arms: dict[str, tuple[dict[str, object], float]] = {
+        "grpo": ({"method": "grpo"}, 0.45),
+        "ngrpo": ({"method": "ngrpo"}, 0.45),
+        "ispo": ({"method": "ispo"}, 0.65),
+        "ispo-noise": ({"method": "ispo", "noise_control": "shuffle"}, 0.5),
+    }
+    runs = []
+    for seed in range(3):
+        for name, (credit, right) in arms.items():
+            rng = random.Random(f"{name} {seed}")
+            recipe = parse_recipe({"credit": credit, "run": {"seed": seed, "dir": f"runs/{name}-{seed}"}})
+            run = RunDirectory(folder / f"{name}-{seed}")
+            run.write_config(recipe.to_yaml())
+            for step in range(1, 41):
+                run.append_metrics(step, make_metrics(step, 40, rng))
+            outcomes = [[rng.random() < right + 0.3 * (i % 3 - 1) for _ in range(4)] for i in range(problems)]
+            record = {
+                "mode": "sampled",
+                "temperature": 1.0,
+                "problem_ids": [f"sum-{i}" for i in range(problems)],
+                "samples": 4,
+                "outcomes": {"strict": outcomes},
+            }
+            (run.path / "after.json").write_text(json.dumps({"evaluations": [record]}), encoding="utf-8")
+            runs.append(run.path)
+    return runs
+
+
+@pytest.fixture
+def make_study() -> Callable[..., list[Path]]:
+    return write_study

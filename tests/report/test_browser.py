@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from threefold.report import write_report
+from threefold.report import write_comparison, write_report
 from threefold.trajectory import Credited, write_jsonl
 
 pytestmark = pytest.mark.slow
@@ -166,3 +166,109 @@ def test_tokens_are_shaded_by_sign_and_masked_ones_are_grey(page: Any) -> None:
         "const s = document.getElementById('shade'); s.value = 'entropy';s.dispatchEvent(new Event('change'))"
     )
     assert page.execute_script("return document.querySelectorAll('.text .heat').length") == 4
+
+
+# The map of groups
+
+
+def words_of_map(page: Any) -> str:
+    text: str = page.execute_script("return document.getElementById('groupat').textContent")
+    return text
+
+
+def test_map_of_groups_answers_to_the_keyboard_and_opens_episodes(page: Any) -> None:
+    page.execute_script("document.querySelector('#groupmap svg').focus()")
+    press(page, "\ue015")  # down arrow, at the bottom already
+    assert words_of_map(page).startswith("Step 13, group 0: ")
+    press(page, "\ue012")  # left arrow
+    bottom = words_of_map(page)
+    assert bottom.startswith("Step 12, group ")
+    press(page, "\ue013")  # up arrow
+    assert words_of_map(page).startswith("Step 12, group ")
+    assert words_of_map(page) != bottom
+    wanted = words_of_map(page).partition(":")[0]
+    press(page, "\ue007")  # Enter
+    assert heading(page) == f"{wanted}, member 0"
+    press(page, "\ue00c")  # Escape
+    assert page.execute_script("return document.activeElement === document.querySelector('#groupmap svg')")
+    assert page.execute_script("return document.querySelector('select[name=step]').value") == "12"
+    press(page, "\ue010", "j", "j", "h")  # End, and beyond the bottom
+    assert words_of_map(page).startswith("Step 12, ")
+
+
+def test_map_of_groups_answers_to_a_click(page: Any) -> None:
+    page.execute_script(
+        "const s = document.querySelector('#groupmap svg'); s.scrollIntoView({ block: 'center' });"
+        "const box = s.getBoundingClientRect();"
+        "const at = { clientX: box.left + 12, clientY: box.bottom - 26, bubbles: true };"
+        "s.dispatchEvent(new MouseEvent('click', at))"
+    )
+    assert heading(page).startswith("Step 1, group ")
+
+
+# Dialogues
+
+
+def test_turns_show_states_skills_and_where_a_rule_was_broken(
+    browser: Any, make_run: Callable[..., Path], dialogue: Callable[..., Credited], tmp_path: Path
+) -> None:
+    run_dir = make_run(tmp_path / "talks", steps=1)
+    write_jsonl(run_dir / "rollouts.jsonl", [dialogue(2, 0, member, said=HOSTILE) for member in range(2)])
+    show_at(browser, 390)
+    browser.get(write_report(run_dir).as_uri())
+    browser.execute_script("document.querySelector('.list tbody tr').click()")
+    rows = browser.execute_script(
+        "const texts = (r) => [...r.cells].map((c) => c.textContent);"
+        "return [...document.querySelectorAll('.turns tr')].map(texts)"
+    )
+    assert rows == [
+        ["turn", "action", "reward distress", "D", "R", "advantage", "entropy", "skills"],
+        ["start", "", "", "2", "1", "", "", ""],
+        ["0", "Let us look.", "1", "1", "1", "+0.5", "0.3", "validate"],
+        ["1", "Stop that. broke command", "-2", "3", "2", "-1", "0.75", ""],
+    ]
+    assert (
+        browser.execute_script("return document.querySelector('.turns .broken').cells[0].textContent") == "1"
+    )
+    labels = browser.execute_script(
+        "const label = (s) => getComputedStyle(s, '::before').content;"
+        "return [...document.querySelectorAll('.turnstart')].map(label)"
+    )
+    assert labels == ['"turn " "0"', '"turn " "1"'] or labels == ['"turn 0"', '"turn 1"']
+    masked = browser.execute_script(
+        "return [...document.querySelectorAll('.text .masked')].map((s) => s.textContent)"
+    )
+    assert masked == ["<|user|>Where is my coat?", f"<|user|>{HOSTILE}"]
+    grey, plain = browser.execute_script(
+        "const colour = (s) => getComputedStyle(document.querySelector(s)).color;"
+        "return [colour('.text .masked'), colour('.text .up')]"
+    )
+    assert grey != plain
+    assert browser.execute_script(
+        "const d = document.getElementById('detail'); return d.scrollWidth <= d.clientWidth"
+    )
+    assert browser.get_log("browser") == []
+    assert browser.title == "talks - Threefold"
+
+
+# Several runs
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_comparison_fits_the_window_and_its_console_is_silent(
+    browser: Any, make_study: Callable[..., list[Path]], tmp_path: Path, width: int, scheme: str
+) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    show_at(browser, width)
+    browser.get(write_comparison(make_study(tmp_path)).as_uri())
+    scroll, client = browser.execute_script(
+        "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
+    )
+    assert scroll <= client
+    marks = browser.execute_script("return document.querySelectorAll('.forest .dot').length")
+    assert marks == 4  # three arms against the first, and the method against its noise control
+    for link in browser.execute_script("return [...document.querySelectorAll('nav a')].map((a) => a.hash)"):
+        assert browser.execute_script("return document.querySelector(arguments[0]) !== null", link)
+    assert browser.get_log("browser") == []

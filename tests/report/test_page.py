@@ -83,6 +83,7 @@ def test_report_of_a_finished_run_shows_every_section(finished_run: Path) -> Non
         "ISPO signals",
         "Time",
         "What happened",
+        "Groups",
         "Episodes",
         "All metrics",
         "Setup",
@@ -105,7 +106,8 @@ def test_page_asks_for_nothing_from_outside(finished_run: Path) -> None:
     for tag, attributes in page.elements:
         assert tag not in {"iframe", "object", "embed", "img", "base", "form"}
         assert "src" not in attributes
-        assert attributes.get("href") in (None, "data:,")
+        href = attributes.get("href")
+        assert href in (None, "data:,") or href.startswith("#part-")
         assert not any(name.startswith("on") for name in attributes)
     html = (finished_run / "report.html").read_text(encoding="utf-8")
     style = html[html.index("<style>") : html.index("</style>")]
@@ -115,6 +117,16 @@ def test_page_asks_for_nothing_from_outside(finished_run: Path) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
+
+
+def test_warnings_of_the_run_stand_above_everything(finished_run: Path) -> None:
+    with open(finished_run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        for step in (61, 62):  # a resume may say it again
+            line = {"step": step, "split": "train", "warnings": ["entropy fell </li><script>"]}
+            file.write(json.dumps(line) + "\n")
+    page = read_page(finished_run)
+    assert "What the run warned of Step 61: entropy fell </li><script> Result" in page.words
+    assert "Step 62" not in page.words
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -269,7 +281,10 @@ def test_advantage_that_is_constant_over_a_turn_is_one_number_and_turns_are_apar
     assert [run.get("advantage") for run in runs] == [None, 1, None, -0.5]
     assert runs[2]["text"] == "<wall>"
     assert found["given"] == "east"
-    assert found["turns"] == [{"action": "north", "rewards": {"goal": 0}}, {"action": "east", "rewards": {}}]
+    assert [(turn["action"], turn["rewards"]) for turn in found["turns"]] == [
+        ("north", {"goal": 0}),
+        ("east", {}),
+    ]
 
 
 def test_embedding_stays_within_its_bytes_and_keeps_the_newest(finished_run: Path) -> None:

@@ -122,9 +122,12 @@ def _episode(record: Credited, group: Group) -> dict[str, Any]:
         "signals": _numbers(record.signals),
         "ended": _short(episode.ended),
         "violation": _short(episode.violation.rule) if episode.violation else None,
+        "violation_turn": episode.violation.turn if episode.violation else None,
+        "skills": _short(episode.skill_version) if episode.skill_version else None,
         "tokens": len(written),
         "cut": cut,
-        "turns": _turns(episode) if len(episode.turns) > 1 else [],
+        "start": _numbers(episode.opening.state),
+        "turns": _turns(record) if _has_turns(episode) else [],
         "segments": segments,
     }
 
@@ -183,8 +186,39 @@ def _run(
     return run
 
 
-def _turns(episode: Trajectory) -> list[dict[str, Any]]:
-    return [{"action": _short(turn.action), "rewards": _numbers(turn.rewards)} for turn in episode.turns]
+def _has_turns(episode: Trajectory) -> bool:
+    """Whether a table of turns says more than the episode itself."""
+    return len(episode.turns) > 1 or any(turn.rewards or turn.state or turn.skills for turn in episode.turns)
+
+
+def _turns(record: Credited) -> list[dict[str, Any]]:
+    advantage = _by_turn(record, record.advantages)
+    entropy = _by_turn(record, record.token_signals.get("entropy", ()))
+    return [
+        {
+            "action": _short(turn.action),
+            "rewards": _numbers(turn.rewards),
+            "state": _numbers(turn.state),
+            "skills": [_short(name) for name in turn.skills],
+            "advantage": _mean(advantage.get(number, [])),
+            "entropy": _mean(entropy.get(number, [])),
+        }
+        for number, turn in enumerate(record.trajectory.turns)
+    ]
+
+
+def _by_turn(record: Credited, values: Sequence[Sequence[float | None]]) -> dict[int, list[float]]:
+    """The values of the tokens that the agent wrote in each turn."""
+    found: dict[int, list[float]] = {}
+    for segment, row in zip(record.trajectory.segments, values, strict=False):
+        for turn, value in zip(segment.turn_ids, row, strict=False):
+            if turn >= 0 and value is not None:
+                found.setdefault(turn, []).append(value)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float | int | None:
+    return _number(math.fsum(values) / len(values)) if values else None
 
 
 def _given(record: Credited) -> str:

@@ -1,25 +1,19 @@
-"""Assembles the page: one HTML file without a single request, in which no text of the run can act.
-
-Everything that comes from the run is escaped where it enters the markup, and a content security policy admits
-only the page's own script and style, by their hashes: should a text slip through, the browser still does not
-run it.
-"""
+"""The report of one run: its sections in order. What a run wrote is escaped where it enters the markup."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from threefold.report.calibration import calibration_html
 from threefold.report.curves import chart_html
-from threefold.report.episodes import Embedded, embed
+from threefold.report.document import anchored, document, navigation, write_page
+from threefold.report.episodes import Embedded, embed, script_json
+from threefold.report.groups import groups_data, groups_html
 from threefold.report.reading import Evaluation, Interval, Run, read_run
 from threefold.report.sections import Section, curve_sections
 
@@ -47,66 +41,34 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     run_dir = Path(run_dir)
     run = read_run(run_dir, EPISODE_LIMIT)
     output = run_dir / "report.html" if output is None else Path(output)
-    temporary = output.with_name(output.name + ".part")
-    # A lone surrogate can stand in JSON but not in UTF-8; it becomes a question mark.
-    temporary.write_bytes(page_html(run).encode("utf-8", "replace"))
-    temporary.replace(output)
-    return output
+    return write_page(output, page_html(run))
 
 
 def page_html(run: Run) -> str:
     """The whole page as text."""
-    style, script = _asset("report.css"), _asset("report.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
     episodes = embed(run.episodes)
     sections = curve_sections(run.metrics)
     main = [section for section in sections if section.title != "All metrics"]
     rest = [section for section in sections if section.title == "All metrics"]
-    body = "".join(
-        [
-            _header(run),
-            _scope(run),
-            _notes((*run.notes, *episodes.notes)),
-            _results(run),
-            calibration_html(run.evaluations),
-            *(_section(section) for section in main),
-            _words(run.metrics.words),
-            _episodes(run, episodes),
-            *(_all_metrics(section) for section in rest),
-            _setup(run),
-        ]
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(_title(run))}</title><style>{style}</style></head>\n"
-        f"<body><main>{body}</main>{_DIALOG}"
-        f'<script type="application/json" id="episodes">{episodes.json}</script>'
-        f"<script>{script}</script></body></html>\n"
-    )
-
-
-_DIALOG = (
-    '<dialog id="episode" aria-label="Episode"><div class="bar">'
-    '<button type="button" id="previous">Previous</button>'
-    '<button type="button" id="next">Next</button><span id="place"></span>'
-    '<button type="button" id="close">Close</button></div><div id="detail"></div></dialog>'
-    '<div id="tip" role="status" hidden></div>'
-)
-
-
-def _asset(name: str) -> str:
-    return (resources.files("threefold.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    return f"'sha256-{digest}'"
+    parts = {
+        "Result": _results(run) + calibration_html(run.evaluations),
+        "Curves": "".join(section_html(section) for section in main),
+        "What happened": _words(run.metrics.words),
+        "Groups": groups_html(run.episodes.map),
+        "Episodes": _episodes(run, episodes),
+        "All metrics": "".join(_all_metrics(section) for section in rest),
+        "Setup": _setup(run),
+    }
+    body = [
+        _header(run),
+        _scope(run),
+        navigation(parts),
+        _warnings(run),
+        notes_html((*run.notes, *episodes.notes)),
+        *anchored(parts),
+    ]
+    data = {"episodes": episodes.json, "groups": script_json(groups_data(run.episodes.map))}
+    return document(_title(run), "".join(body), data)
 
 
 def _title(run: Run) -> str:
@@ -210,7 +172,12 @@ def _scope(run: Run) -> str:
     return f'<aside class="notes"><h2>Scope</h2><p>{escape(scope)}</p></aside>' if scope else ""
 
 
-def _notes(notes: Iterable[str]) -> str:
+def _warnings(run: Run) -> str:
+    items = "".join(f"<li>Step {step}: {escape(text)}</li>" for step, text in run.metrics.warnings)
+    return f'<aside class="notes"><h2>What the run warned of</h2><ul>{items}</ul></aside>' if items else ""
+
+
+def notes_html(notes: Iterable[str]) -> str:
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return f'<aside class="notes"><h2>What is missing</h2><ul>{items}</ul></aside>' if items else ""
 
@@ -294,7 +261,7 @@ def _percent(value: float | None) -> str:
     return '<span class="muted">not measured</span>' if value is None else f"{100 * value:.1f}"
 
 
-def _section(section: Section) -> str:
+def section_html(section: Section) -> str:
     charts = "".join(chart_html(chart) for chart in section.charts)
     return (
         f"<section><h2>{escape(section.title)}</h2><p class=lead>{escape(section.lead)}</p>"

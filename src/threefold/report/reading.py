@@ -27,6 +27,8 @@ class Metrics:
     """Finite value by step, ascending, by metric; "<split>: <metric>" for a split other than "train"."""
     words: Mapping[int, str] = field(default_factory=dict)
     """The sentence that says what happened in a step, by step, ascending."""
+    warnings: tuple[tuple[int, str], ...] = ()
+    """(step, what the run warned of), in the order in which it did."""
     started: float | None = None
     """Unix seconds of the earliest line."""
     ended: float | None = None
@@ -93,7 +95,8 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
 
     Args:
         run_dir: The directory that training wrote. Any of its files may be absent.
-        episode_limit: Largest number of episodes to keep in memory (whole groups, see `sampling`).
+        episode_limit: Largest number of episodes to keep in memory (whole groups, see `sampling`); 0 leaves
+            their record unread.
 
     Raises:
         FileNotFoundError: The directory does not exist.
@@ -110,7 +113,7 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
         run_dir / "evaluation.json", "there are no results before and after training", notes
     )
     evaluations, gains = _evaluations(evaluation, notes)
-    episodes = sample_episodes(run_dir, episode_limit)
+    episodes = sample_episodes(run_dir, episode_limit) if episode_limit else EpisodeSample()
     notes.extend(episodes.notes)
     return Run(
         directory=run_dir,
@@ -165,6 +168,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     times: list[float] = []
     train_steps: set[int] = set()
     unusable: list[str] = []
+    warnings: dict[str, int] = {}
     for row in _rows(path, notes):
         step, split = row.pop("step"), row.pop("split", "train")
         time = row.pop("time", None)
@@ -175,6 +179,10 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
         sentence = row.pop("words", None)
         if isinstance(sentence, str) and sentence:
             words[step] = sentence
+        said = row.pop("warnings", None)
+        for warning in said if isinstance(said, list) else ():
+            if isinstance(warning, str):
+                warnings.setdefault(warning, step)
         for name, value in row.items():
             if _is_finite(value):
                 column = name if split == "train" else f"{split}: {name}"
@@ -191,6 +199,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     return Metrics(
         columns={name: dict(sorted(columns[name].items())) for name in sorted(columns)},
         words=dict(sorted(words.items())),
+        warnings=tuple((step, text) for text, step in warnings.items()),
         started=times[0] if times else None,
         ended=times[1] if times else None,
         last_step=max(train_steps, default=None),

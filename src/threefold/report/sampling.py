@@ -15,9 +15,11 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
+
+from threefold.report.groups import GroupMap, GroupMapper, cell
 
 Dead = Literal["right", "wrong"]
 """A dead group by what its members have in common: all right or all wrong. GRPO learns nothing from it."""
@@ -55,6 +57,8 @@ class EpisodeSample:
     """In the order of the record, oldest first."""
     episodes: int = 0
     """Episodes in the record."""
+    map: GroupMap = field(default_factory=GroupMap)
+    """What every group of the split "train" gave, of all steps or an even sample of them."""
     notes: tuple[str, ...] = ()
 
 
@@ -82,19 +86,31 @@ def sample_episodes(run_dir: Path, limit: int = 400) -> EpisodeSample:
     files = rollout_files(run_dir)
     if not files:
         return EpisodeSample(notes=("rollouts.jsonl is missing: there are no episodes to read.",))
-    sample = _Sample(limit)
+    sample, mapper = _Sample(limit), GroupMapper()
     episodes = 0
     step_lines: list[tuple[dict[str, Any], str]] = []
     for head, line in _records(files, notes):
         if step_lines and head["step"] != step_lines[-1][0]["step"]:
             sample.add_step(step_lines)
+            _add_to_map(mapper, step_lines)
             step_lines = []
         step_lines.append((head, line))
         episodes += 1
     sample.add_step(step_lines)
+    _add_to_map(mapper, step_lines)
     if not episodes:
         notes.append("rollouts.jsonl holds no episode.")
-    return EpisodeSample(groups=sample.groups(), episodes=episodes, notes=tuple(notes))
+    return EpisodeSample(groups=sample.groups(), episodes=episodes, map=mapper.map(), notes=tuple(notes))
+
+
+def _add_to_map(mapper: GroupMapper, step_lines: list[tuple[dict[str, Any], str]]) -> None:
+    groups: dict[int, dict[int, dict[str, Any]]] = {}
+    for head, _ in step_lines:
+        if head["split"] == "train":
+            groups.setdefault(head["group_id"], {})[head["member"]] = head
+    if groups:
+        cells = [cell(group_id, list(members.values())) for group_id, members in groups.items()]
+        mapper.add_step(step_lines[0][0]["step"], cells)
 
 
 class _Sample:
@@ -184,7 +200,7 @@ def _open(path: Path) -> IO[str]:
 
 
 def _head(line: str) -> dict[str, Any] | None:
-    """Place and outcome of a record, None where the line is not a credited episode."""
+    """Place, outcome and rewards of a record, None where the line is not a credited episode."""
     try:
         data = json.loads(line)
         episode = data["trajectory"]
@@ -194,6 +210,8 @@ def _head(line: str) -> dict[str, Any] | None:
             "group_id": episode["group_id"],
             "member": episode["member"],
             "success": episode["success"],
+            "rewards": episode.get("rewards") or {},
+            "reward": (data.get("signals") or {}).get("reward"),
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

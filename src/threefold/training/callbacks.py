@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
 
 from threefold.training.run_directory import RunDirectory
+from threefold.training.warnings import Watch
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -33,7 +35,9 @@ class StopOnInterrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.requested = True
         print(
-            "\ninterrupted: finishing this step and saving a checkpoint; once more stops at once", flush=True
+            "\ninterrupted: finishing this step and saving a checkpoint; once more stops at once",
+            file=sys.stderr,
+            flush=True,
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -54,11 +58,13 @@ class Progress(TrainerCallback):
 
 
 class MetricsWriter(TrainerCallback):
-    """Writes each logged step to metrics.jsonl, with the step in words and the time left for the update."""
+    """Writes each logged step to metrics.jsonl: its metrics, the step in words, warnings that are new, and
+    the time left for the update."""
 
     def __init__(self, run: RunDirectory, words: Callable[[], str]) -> None:
         self._run = run
         self._words = words
+        self._watch: Watch | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
@@ -67,4 +73,17 @@ class MetricsWriter(TrainerCallback):
         if "step_time" in values:
             spent = sum(seconds for name, seconds in values.items() if name.startswith("time/"))
             values["time/update"] = max(0.0, values["step_time"] - spent)
-        self._run.append_metrics(state.global_step, {**values, "words": self._words()})
+        line: dict[str, Any] = {**values, "words": self._words()}
+        if "reward" in values:  # the first update on a generation batch
+            self._watch = self._watch or Watch(_weights(args, values))
+            warnings = [str(alarm) for alarm in self._watch.step(values)]
+            line |= {"warnings": warnings} if warnings else {}
+        self._run.append_metrics(state.global_step, line)
+
+
+def _weights(args: Any, values: dict[str, Any]) -> dict[str, float]:
+    """Weight by reward function, as TRL has them: in the order in which it logs the functions."""
+    names = [name[len("rewards/") : -len("/mean")] for name in values if name.startswith("rewards/")
+             and name.endswith("/mean")]  # fmt: skip
+    weights = getattr(args, "reward_weights", None) or []
+    return dict(zip(names, weights, strict=True)) if len(names) == len(weights) else {}

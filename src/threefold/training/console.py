@@ -1,7 +1,9 @@
-"""What a person sees while a run goes on: a bar, a line a step in words, and what was learned."""
+"""What a person sees while a run goes on: a bar, a line a step in words, warnings, and what was learned."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from rich.table import Table
 
 from threefold.recipe import Recipe
 from threefold.training.batch import BatchPlan
+from threefold.training.warnings import Alarm, Watch
 from threefold.training.work import Work
 
 _SCORES = {
@@ -25,11 +28,17 @@ _SCORES = {
 
 
 class Console:
-    """Prints to the terminal; `quiet` leaves only results and errors."""
+    """Prints to the terminal; `quiet` leaves only results and errors.
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+    With `json` standard output holds JSON alone, one object a line: `{"event": "step", ...}` for each
+    generation step, `{"event": "result", ...}` at the end; everything else goes to standard error.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, stderr=json)
         self._quiet = quiet
+        self._json = json
+        self._watch = Watch()
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -52,6 +61,7 @@ class Console:
         self._console.print(table)
 
     def started(self, recipe: Recipe, plan: BatchPlan, work: Work, *, seconds: float) -> None:
+        self._watch = Watch(work.rewards)
         self.print(
             f"{recipe.model.name} learns {work.title} with {recipe.credit.method}: "
             f"{recipe.training.steps} steps of {plan.prompts_per_step} {work.unit} x {plan.group_size} "
@@ -59,14 +69,20 @@ class Console:
         )
 
     def step(self, step: int, steps: int, logs: Mapping[str, Any], words: str) -> None:
-        """One line for each generation step."""
-        if self._quiet:
+        """One line for each generation step, and the warnings that are new."""
+        generated = "reward" in logs  # else a further update on the same episodes
+        alarms = self._watch.step(logs) if generated else []
+        if self._json and generated:
+            figures = {name: _plain(value) for name, value in logs.items()}
+            warnings = [{"cause": a.cause, "text": a.text, "remedy": a.remedy} for a in alarms]
+            self._emit("step", step=step, steps=steps, words=words, warnings=warnings, metrics=figures)
+        if self._quiet or self._json:
             return
         if self._training is None:
             self._bars.start()
             self._training = self._bars.add_task("training", total=steps, completed=step - 1)
         self._bars.update(self._training, completed=step)
-        if "reward" not in logs:  # a further update on the same episodes
+        if not generated:
             return
         right = logs.get("signal/outcome")
         parts = [
@@ -77,8 +93,18 @@ class Console:
             words,
         ]
         self._bars.console.print("  ".join(part for part in parts if part), markup=False)
+        for alarm in alarms:
+            self._warn(alarm)
         if step >= steps:
             self.finish()
+
+    def _warn(self, alarm: Alarm) -> None:
+        console = self._bars.console
+        console.print(f"warning, {alarm.cause}: {alarm.text}.", markup=False, style="yellow")
+        console.print(f"  {alarm.remedy}.", markup=False)
+
+    def _emit(self, event: str, **values: Any) -> None:
+        print(json.dumps({"event": event, **values}, ensure_ascii=False, allow_nan=False), flush=True)
 
     def finish(self) -> None:
         """Take the bar away; safe to call twice."""
@@ -94,6 +120,9 @@ class Console:
 
     def learned(self, summary: Mapping[str, Any]) -> None:
         """The result: held-out success before and after with intervals, and the paired gain."""
+        if self._json:
+            self._emit("result", **summary)
+            return
         table = Table("held out", "decoding", "before", "after", "gain, paired 95 % interval")
         gains = {(g["score"], g["mode"]): g for g in summary["gains"]}
         before = {e["mode"]: e for e in summary["evaluations"] if e["when"] == "before"}
@@ -114,3 +143,8 @@ class Console:
         self._console.print(table)
         count, unit = next(iter(summary["evaluations"]))["problems"], summary["unit"]
         self.print(f"{count} held-out {unit}; intervals are bootstrapped over {unit}")
+
+
+def _plain(value: Any) -> Any:
+    """A number that JSON can hold; None for what is not finite."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None

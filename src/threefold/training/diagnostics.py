@@ -16,6 +16,7 @@ from threefold.credit.critical_tokens import critical_tokens, high_entropy_token
 from threefold.credit.normalise import dead_groups
 from threefold.evaluation.calibration import brier, expected_calibration_error
 from threefold.signals import AnswerTokens
+from threefold.trajectory import Trajectory
 
 COMPOSITE_TOLERANCES = (0.0, 1e-6, 1e-4, 1e-2)
 """A group counts as dead in the composite reward where it spans at most this much: any noise passes at 0."""
@@ -137,6 +138,14 @@ def answer_logp(logp_BT: Tensor, answers: Sequence[AnswerTokens | None]) -> Tens
         if answer is not None:
             logp_B[row] = logp_BT[row, answer.start : answer.end].sum()
     return logp_B
+
+
+def skill_use(episodes: Sequence[Trajectory]) -> dict[str, float]:
+    """`skills/fired`: share of the turns whose prompt held a skill; empty where no episode had a bank."""
+    turns = [turn for episode in episodes if episode.skill_version is not None for turn in episode.turns]
+    if not turns:
+        return {}
+    return {"skills/fired": sum(bool(turn.skills) for turn in turns) / len(turns)}
 
 
 def _by_outcome(outcome_B: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tensor]]:

@@ -78,10 +78,33 @@ def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
     return credit
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A recipe that passed every check that needs no weights, and how its weights would be held."""
+
+    prepared: Prepared
+    weights: Any
+    """torch's data type of the weights."""
+    autocast: bool
+    """Whether it computes under bf16 autocast."""
+    lora: Any
+    """PEFT's configuration, None for full fine-tuning."""
+
+
+def check(recipe: Recipe) -> Checked:
+    """Every check that needs no weights, TRL's own included.
+
+    Raises:
+        RecipeError, ValueError: As `prepare`.
+    """
+    prepared, dtype = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1"))), _dtype(recipe)
+    _trl_config(prepared, "checked-only", dtype)
+    return Checked(prepared, *dtype, lora=_peft(recipe))
+
+
 def dry_run(recipe: Recipe, console: Console) -> None:
     """Print the complete recipe and the batch table, after every check that needs no weights."""
-    prepared = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1")))
-    _trl_config(prepared, "checked-only", _dtype(recipe))
+    prepared = check(recipe).prepared
     work = prepared.work
     console.print(recipe.to_yaml())
     console.batch_table(prepared.plan, work.longest_prompt)

@@ -1,7 +1,8 @@
 "use strict";
 // The browser of episodes and the cursors of the curves. Text of the run is only ever set as textContent.
 
-const episodes = JSON.parse(document.getElementById("episodes").textContent);
+const embedded = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "[]");
+const episodes = embedded("episodes");
 const tip = document.getElementById("tip");
 const dialog = document.getElementById("episode");
 const PAGE = 25;
@@ -55,7 +56,7 @@ for (const svg of document.querySelectorAll(".chart svg")) {
 
 // ---- the table of episodes
 
-const state = { filtered: episodes, page: 0, open: -1, shade: "advantage", opener: null };
+const state = { filtered: episodes, page: 0, open: -1, shade: "advantage", opener: null, focusAfter: null };
 const controls = {};
 let body, pager;
 
@@ -180,7 +181,8 @@ function facts(e) {
   add("By outcome alone", e.outcome_advantage === null ? "none" : signed(e.outcome_advantage));
   add("Group", e.dead ? `dead, all ${e.dead}` : "not dead");
   add("Tokens written", String(e.tokens));
-  add("Ended", e.violation ? `${e.ended}: ${e.violation}` : e.ended);
+  add("Ended", e.violation ? `${e.ended}: ${e.violation} in turn ${e.violation_turn}` : e.ended, e.violation ? "wrong" : "");
+  if (e.skills) add("Skill bank", e.skills);
   add("Task", e.environment ? `${e.task}, ${e.environment}` : e.task, "isolate");
   for (const [name, value] of Object.entries(e.rewards)) add(`Reward ${name}`, number(value));
   for (const [name, value] of Object.entries(e.signals)) if (name !== "reward") add(name, number(value));
@@ -209,12 +211,33 @@ function members(e) {
 
 function turns(e) {
   if (!e.turns.length) return [];
-  const channels = [...new Set(e.turns.flatMap((turn) => Object.keys(turn.rewards)))];
-  const line = (tag, cells) => element("tr", {}, ...cells.map((text) => element(tag, { textContent: text })));
-  const table = element("table", {},
-    element("thead", {}, line("th", ["turn", "action", ...channels])),
-    element("tbody", {}, ...e.turns.map((turn, i) => line("td",
-      [i, turn.action, ...channels.map((name) => name in turn.rewards ? number(turn.rewards[name]) : "")]))));
+  const names = (field) => [...new Set([e.start, ...e.turns.map((turn) => turn[field])]
+    .flatMap((values, i) => (i || field === "state" ? Object.keys(values) : [])))];
+  const channels = names("rewards"), states = names("state");
+  const skilled = e.turns.some((turn) => turn.skills.length);
+  const heads = ["turn", "action", ...channels.map((name) => `reward ${name}`), ...states, "advantage", "entropy",
+    ...(skilled ? ["skills"] : [])];
+  const row = (tag, cells) => element("tr", {}, ...cells.map((cell) => element(tag, {}, cell)));
+  const figure = (values, name) => (name in values ? number(values[name]) : "");
+  const rows = e.turns.map((turn, i) => {
+    const jump = element("button", { type: "button", textContent: String(i), title: "show its tokens" });
+    jump.addEventListener("click", () => document.querySelector(`[data-turn="${i}"]`)?.scrollIntoView({ block: "center" }));
+    const line = row("td", [jump, turn.action, ...channels.map((name) => figure(turn.rewards, name)),
+      ...states.map((name) => figure(turn.state, name)), turn.advantage === null ? "" : signed(turn.advantage),
+      turn.entropy === null ? "" : number(turn.entropy), ...(skilled ? [turn.skills.join(", ")] : [])]);
+    line.cells[1].classList.add("isolate", "said");
+    if (e.violation_turn === i) {
+      line.className = "broken";
+      line.cells[1].append(element("strong", { textContent: ` broke ${e.violation}` }));
+    }
+    return line;
+  });
+  if (Object.keys(e.start).length) {
+    rows.unshift(row("td", ["start", "", ...channels.map(() => ""), ...states.map((name) => figure(e.start, name)), "", "",
+      ...(skilled ? [""] : [])]));
+  }
+  const table = element("table", { className: "turns" }, element("thead", {}, row("th", heads)),
+    element("tbody", {}, ...rows));
   return [element("h3", { textContent: "Turns" }), element("div", { className: "scroll" }, table)];
 }
 
@@ -249,14 +272,14 @@ function transcript(e) {
   }
   tokens.length = 0;
   const blocks = e.segments.map((segment) =>
-    element("div", { className: "text" }, ...segment.flatMap((run) => spans(run, shade, most))));
+    element("div", { className: "text" }, ...segment.flatMap((run) => spans(run, shade, most, e))));
   if (e.cut) {
     blocks.push(element("p", { className: "muted", textContent: `${e.cut} further tokens are in rollouts.jsonl.` }));
   }
   return [element("h3", { textContent: "Tokens" }), legend, ...blocks];
 }
 
-function spans(run, shade, most) {
+function spans(run, shade, most, e) {
   if (run.turn < 0) return [element("span", { className: "masked", textContent: run.text })];
   const critical = new Set(run.critical ?? []);
   return run.texts.map((text, i) => {
@@ -272,6 +295,11 @@ function spans(run, shade, most) {
     for (const [name, values] of Object.entries(run.signals)) lines.push(`${name} ${number(values[i])}`);
     if (run.critical) lines.push(critical.has(i) ? "critical" : "not critical");
     if (run.turn > 0) lines.push(`turn ${run.turn}`);
+    if (i === 0 && e.turns.length > 1) { // a label before the turn's first token, which the style writes
+      span.dataset.turn = run.turn;
+      span.classList.add("turnstart");
+      if (e.violation_turn === run.turn) span.classList.add("brokenstart");
+    }
     span.dataset.token = tokens.push(lines.join("\n")) - 1;
     return span;
   });
@@ -299,7 +327,9 @@ dialog.addEventListener("keydown", (event) => {
 });
 dialog.addEventListener("close", () => {
   hideTip();
-  body.querySelector(`tr[data-index="${state.opener}"]`)?.focus();
+  const row = state.opener === null ? null : body.querySelector(`tr[data-index="${state.opener}"]`);
+  (state.focusAfter ?? row)?.focus();
+  state.focusAfter = null;
 });
 
 const browser = document.getElementById("browser");
