@@ -21,6 +21,9 @@ from threefold.evaluation.evaluate import Evaluation, evaluate
 from threefold.models import TINY, context_length, load_model, load_tokenizer
 from threefold.recipe import Recipe, RecipeError, apply_override, load_recipe, parse_recipe
 from threefold.rollout.samplers import SamplingParameters
+from threefold.skills.bank import Bank, version_problem
+from threefold.skills.command import read_bank_or_skills
+from threefold.skills.store import versions
 from threefold.tasks import ARITHMETIC, TINY_ARITHMETIC, held_out_problems, questioner
 
 
@@ -44,6 +47,10 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
 
 
 def _on_problems(options: Namespace, recipe: Recipe, folder: str | None) -> list[Evaluation]:
+    if options.bank is not None:
+        raise RecipeError(
+            "--bank is for environments, whose agents see skills; this is evaluated on problems"
+        )
     if options.split is not None:
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"test_split": options.split})}
@@ -82,7 +89,8 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> l
             f"--data names problems, but this is evaluated in the environment {recipe.environment.name}; "
             "name another one with environment.name=..."
         )
-    environment = named_environment(recipe)
+    bank = _bank(options, recipe)
+    environment = named_environment(recipe).with_bank(bank)
     if options.max_tokens:
         limits = replace(environment.limits, completion_tokens=options.max_tokens)
         environment = replace(environment, limits=limits)
@@ -92,28 +100,43 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> l
         revision=None if folder else recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    tasks = environment.tasks("test", options.problems, 0)
+    split = options.split or recipe.environment.test_split
+    tasks = environment.tasks(split, options.problems, 0)
     sampler = _sampler(recipe, folder, tokenizer, options)
     environment.check(tokenizer, context_length(sampler.model.config), tasks, options.seed)
     results = []
     with Progress(disable=options.quiet, transient=True) as bars:
         for name, temperature, samples, ks in _modes(options):
-            results.append(
-                evaluate_episodes(
-                    sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
-                    tokenizer,
-                    tasks,
-                    environment.make,
-                    limits=limits,
-                    temperature=temperature,
-                    samples=samples,
-                    ks=ks,
-                    seed=options.seed,
-                    progress=partial(_advance, bars, bars.add_task(name)),
-                )
+            result = evaluate_episodes(
+                sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
+                tokenizer,
+                tasks,
+                environment.make,
+                limits=limits,
+                temperature=temperature,
+                samples=samples,
+                ks=ks,
+                seed=options.seed,
+                progress=partial(_advance, bars, bars.add_task(name)),
             )
-    _print_episodes(environment.name, results)
+            results.append(replace(result, bank=bank.version if bank else None))
+    shown = f" under bank {bank.version} ({', '.join(bank.names) or 'empty'})" if bank else ""
+    _print_episodes(f"{environment.name}, split {split}{shown}", results)
     return results
+
+
+def _bank(options: Namespace, recipe: Recipe) -> Bank | None:
+    """The bank version that the agent sees: what --bank names, else the one that the run has in use."""
+    run, given = Path(options.model), options.bank
+    if given == "none" or (given is None and not recipe.skills.on):
+        return None
+    if given is None:
+        if versions(run / "bank"):
+            return read_bank_or_skills(run)
+        return read_bank_or_skills(recipe.skills.bank, recipe.skills.version) if recipe.skills.bank else None
+    if version_problem(given) is None:
+        return read_bank_or_skills(run, given)
+    return read_bank_or_skills(given)
 
 
 def _modes(options: Namespace) -> list[tuple[str, float, int, list[int]]]:

@@ -56,6 +56,8 @@ class EpisodeEvaluation:
     seconds: float
     failures: tuple[str, ...] = ()
     """Episodes in which the environment failed, each with its error; they count in no score."""
+    bank: str | None = None
+    """Version of the skill bank that they were played under, None without skills."""
 
     @property
     def problems(self) -> int:
@@ -64,7 +66,7 @@ class EpisodeEvaluation:
 
     def to_json(self, *, when: str | None = None, step: int | None = None) -> dict[str, Any]:
         """The summary as plain JSON values, in the form of `evaluate.Evaluation.to_json`."""
-        place = {"when": when, "step": step}
+        place = {"when": when, "step": step, "bank": self.bank}
         return {
             **{name: value for name, value in place.items() if value is not None},
             "mode": self.mode,
