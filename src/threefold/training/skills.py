@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-from threefold.chat import Chat, Recorded
+from threefold.chat import Chat, ChatError, Recorded
 from threefold.llm import ChatEndpoint
 from threefold.recipe import Recipe, RecipeError
 from threefold.skills.bank import Bank
@@ -124,6 +124,7 @@ def build_evolution(
         return None
     if not resume:
         drop_versions(run / BANK_FOLDER, keep=set())
+        _ask_once(recipe)
     return Evolution(
         _creator(recipe, Gate(forbidden=tuple(tokenizer.all_special_tokens)), run),
         initial_bank(recipe),
@@ -158,6 +159,16 @@ def _endpoint(recipe: Recipe) -> ChatEndpoint:
     try:
         return ChatEndpoint(**chat.model_dump(exclude={"temperature", "max_tokens"}))
     except ValueError as error:
+        raise RecipeError(f"skills.chat: {error}") from error
+
+
+def _ask_once(recipe: Recipe) -> None:
+    """Find a wrong address, key or model before the first step, not when the reservoir is full."""
+    if recipe.skills.chat is None:
+        return
+    try:
+        _endpoint(recipe).check()
+    except ChatError as error:
         raise RecipeError(f"skills.chat: {error}") from error
 
 
