@@ -1,14 +1,16 @@
 """The ReSkill study: does a bank that is tested and revised inside the groups help on unseen errands?
 
-Every cell is a whole `threefold train recipes/errands.yaml` with the overrides of its arm: one (arm, seed), one
-run directory; then `threefold eval` measures it on the seen and the unseen split, under the bank that it ended
-with and without any. A cell that is complete is skipped, so an interrupted study goes on where it stopped; one
-whose recipe or overrides have changed is made again (not one whose code has changed: delete its folder).
+Every cell is a whole `threefold train recipes/errands.yaml` with the overrides of its arm: one (arm, seed),
+one run directory; then `threefold eval` measures it on the seen and the unseen split, under the bank that it
+ended with and without any. A cell that is complete is skipped, so an interrupted study goes on where it
+stopped; one whose recipe or overrides have changed is made again (not one whose code has changed: delete its
+folder).
 
     python benchmarks/reskill_study.py                              # 5 seeds, two cells at a time
     python benchmarks/reskill_study.py --arms grpo reskill --seeds 0 1
     python benchmarks/reskill_study.py --report-only
-    python benchmarks/reskill_study.py --override training.steps=2 --seeds 0 --runs runs/smoke --results runs/smoke
+    python benchmarks/reskill_study.py --seeds 0 --runs runs/smoke --results runs/smoke \\
+        --override training.steps=2 warm_start.dialogues=64
 
 All arms of a seed start from the same warm-started weights, see the same tasks in the same order with equally
 many episodes, and are measured on the same episodes. Intervals are bootstrapped over seeds: with five of them
@@ -48,8 +50,9 @@ ARMS: dict[str, list[str]] = {
     "uniform": ["skills.uniform=true"],
 }
 """Overrides by arm. "static" is a bank written by hand that never changes; "reskill" asks for a confidence of
-0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does (with
-our offline creator in place of its language model); the placebos say nothing and go through the same tests."""
+0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
+(with our offline creator in place of its language model); the placebos say nothing and go through the same
+tests."""
 SPLITS = ("seen", "unseen")
 
 
@@ -193,11 +196,11 @@ def _page(cells: dict[str, dict[int, Any]], missing: list[str], command: str) ->
     for arm, by_seed in cells.items():
         common = sorted(by_seed.keys() & cells.get("grpo", {}).keys())
         if arm != "grpo" and len(common) > 1:
-            first, last = (
+            unseen = [
                 [cells[a][seed]["success"]["unseen, own bank"]["mean"] for seed in common]
                 for a in ("grpo", arm)
-            )
-            gain = paired_bootstrap(first, last, bounds=(-1.0, 1.0))
+            ]
+            gain = paired_bootstrap(*unseen, bounds=(-1.0, 1.0))
             lines.append(
                 f"* {arm}: {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}], {len(common)} seeds"
             )

@@ -1,4 +1,4 @@
-"""A model of a million parameters with whole words as tokens, for studies in text environments: random weights.
+"""A model of a million parameters with words as tokens and random weights, for studies in text environments.
 
 It knows nothing. A recipe's warm start teaches it to act (and, for skills, to read them), so what it knows is
 exactly what the recipe shows it. The tokens are learnt from the dialogues that such a warm start shows, so an
