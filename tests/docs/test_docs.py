@@ -115,6 +115,12 @@ def test_recipe_page_lists_every_key_with_its_default() -> None:
     sampling = Recipe.model_validate({"training": {"dynamic_sampling": {}}}).training.dynamic_sampling
     assert sampling is not None
     wanted |= {f"training.dynamic_sampling.{key}": value for key, value in sampling.model_dump().items()}
+    chat = Recipe.model_validate(
+        {"skills": {"creator": "chat", "chat": {"base_url": "http://here", "model": "m"}}}
+    ).skills.chat
+    assert chat is not None
+    wanted |= {f"skills.chat.{key}": value for key, value in chat.model_dump().items()}
+    wanted |= {f"skills.chat.{key}": "required" for key in ("base_url", "model")}
     assert rows.keys() == wanted.keys()
     for key, default in wanted.items():
         shown = yaml.safe_load(rows[key])
@@ -130,6 +136,9 @@ def test_metrics_page_explains_every_metric() -> None:
     clocks = {f"time/{name}" for name in re.findall(r"(?:seconds\[\"|\"time/)(\w+)\"", source)}
     assert clocks
     assert clocks <= explained
+    rooms = [p for room in ("training", "skills") for p in (ROOT / "src/threefold" / room).glob("*.py")]
+    of_skills = set(re.findall(r'"(skills/\w+)"', "".join(p.read_text(encoding="utf-8") for p in rooms)))
+    assert {"skills/probability_new", "skills/share_new"} <= of_skills <= explained
 
 
 def credited_metrics() -> set[str]:

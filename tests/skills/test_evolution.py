@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,25 @@ def test_ablations(change: dict[str, Any], kinds: list[str]) -> None:
     if change.get("triggers") is False:
         assert evolution.candidate is not None
         assert evolution.candidate["stay-calm"].trigger == Trigger()
+
+
+def test_untested_bundles_come_as_often_as_tests_would_end() -> None:
+    settings = replace(SETTINGS, auto_accept=True, period=3, capacity=9)
+
+    def one_more(evidence: Evidence) -> Creation:
+        return Creation((Add(replace(PLACEBO, name=f"skill-{evidence.step}")),))
+
+    evolution = Evolution(one_more, settings=settings)
+    for number in range(10):
+        step(evolution, number)
+    steps = [event.step for event in evolution.events if event.kind == "auto-accept"]
+    assert len(steps) >= 3
+    assert {later - earlier for earlier, later in pairwise(steps)} == {3}
+
+
+def test_a_memory_that_is_given_is_not_estimated() -> None:
+    assert replace(SETTINGS, memory=76.0).new_test(5).memory == 76
+    assert SETTINGS.new_test(5).memory == 5
 
 
 def test_without_assertions_the_creator_sees_no_rates() -> None:

@@ -106,6 +106,7 @@ def test_a_full_bank_loses_the_skill_of_least_use_in_the_same_bundle() -> None:
     roomy = OfflineCreator()(replace(evidence(bank), capacity=9)).operations
     assert [type(o).__name__ for o in roomy] == ["Add"]
     assert len(apply(bank, operations, "v2").skills) == 8
+    assert OfflineCreator(deletions=False)(evidence(bank)).operations == ()
 
 
 def test_a_skill_that_hurts_is_deleted() -> None:
@@ -114,6 +115,7 @@ def test_a_skill_that_hurts_is_deleted() -> None:
     entries += [episode("a", success=i % 4 != 0, skills=("good",)) for i in range(8)]
     creation = OfflineCreator()(Evidence(1, bank, tuple(entries), ()))
     assert [o.name for o in creation.operations if isinstance(o, Delete)] == ["bad"]
+    assert OfflineCreator(deletions=False)(Evidence(1, bank, tuple(entries), ())).operations == ()
 
 
 def test_without_contrast_there_is_nothing_to_test() -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
 from threefold.trajectory import Trajectory
@@ -64,6 +64,11 @@ def _task(kind: str, thing: str, container: str) -> Task:
 class Errands:
     """One errand. Reward channels: "valid" in each turn (was the action one of those offered?); for the
     episode "success" and "valid" (share of valid turns)."""
+
+    channels = ("success", "valid")
+    """Reward channels of whole episodes."""
+    splits = ("seen", "unseen")
+    """Held-out splits; "test" is another name of "unseen"."""
 
     def __init__(self, turns: int = TURNS) -> None:
         self._limit = turns
@@ -152,6 +157,33 @@ class Errands:
 
     def close(self) -> None:
         self._turn = 0
+
+    @staticmethod
+    def tasks(split: str, size: int, seed: int) -> list[Task]:
+        """Up to `size` tasks of a split in an order that depends on the seed, so that the first few are of
+        all kinds."""
+        name: Split = "unseen" if split == "test" else cast(Split, split)
+        found = tasks(name)
+        random.Random(f"{name}/{seed}").shuffle(found)
+        return found[:size]
+
+    @staticmethod
+    def demonstrations(split: str, size: int, seed: int) -> list[list[Message]]:
+        """Dialogues of an agent that says valid actions at random: the words, not the strategy."""
+        chance = random.Random(f"demonstrations/{seed}")
+        pool = Errands.tasks(split, size, seed)
+        return [wandering(Errands(), pool[i % len(pool)], chance) for i in range(size)]
+
+
+def wandering(errand: Errands, task: Task, chance: random.Random) -> list[Message]:
+    """A dialogue in which every action is drawn from those that are offered."""
+    seen = errand.reset(task, chance.randrange(2**31), 0)
+    messages = list(seen.messages)
+    while not seen.done:
+        action = chance.choice(errand.admissible)
+        seen = errand.step(action)
+        messages += [{"role": "assistant", "content": action}, *(() if seen.done else seen.messages)]
+    return messages
 
 
 def parse(text: str) -> str:

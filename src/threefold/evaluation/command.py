@@ -22,6 +22,9 @@ from threefold.evaluation.swap import interval_text, print_swap, swap_changes
 from threefold.models import TINY, context_length, load_model, load_tokenizer
 from threefold.recipe import Recipe, RecipeError, apply_override, load_recipe, parse_recipe
 from threefold.rollout.samplers import SamplingParameters
+from threefold.skills.bank import Bank, version_problem
+from threefold.skills.command import read_bank_or_skills
+from threefold.skills.store import versions
 from threefold.tasks import ARITHMETIC, TINY_ARITHMETIC, held_out_problems, questioner
 
 
@@ -52,6 +55,10 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
 
 
 def _on_problems(options: Namespace, recipe: Recipe, folder: str | None) -> list[Evaluation]:
+    if options.bank is not None:
+        raise RecipeError(
+            "--bank is for environments, whose agents see skills; this is evaluated on problems"
+        )
     if options.split is not None:
         recipe = recipe.model_copy(
             update={"data": recipe.data.model_copy(update={"test_split": options.split})}
@@ -90,24 +97,26 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> d
             f"--data names problems, but this is evaluated in the environment {recipe.environment.name}; "
             "name another one with environment.name=..."
         )
-    own = _limited(named_environment(recipe), options)
+    bank, split = _bank(options, recipe), options.split or recipe.environment.test_split
+    own = _limited(named_environment(recipe), options).with_bank(bank)
     # Everything is refused before the first episode.
-    swapped = [_swapped(options, words) for words in options.swap]
+    swapped = [_swapped(options, words).with_bank(bank) for words in options.swap]
     tokenizer = load_tokenizer(
         folder or recipe.model.name,
         revision=None if folder else recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
     sampler = _sampler(recipe, folder, tokenizer, options)
-    results = _play(own, sampler, tokenizer, options)
-    _print_episodes(own, results)
+    results = _play(own, sampler, tokenizer, options, split, bank)
+    shown = f" under bank {bank.version} ({', '.join(bank.names) or 'empty'})" if bank else ""
+    _print_episodes(own, f"split {split}{shown}", results)
     figures: dict[str, Any] = {"evaluations": [result.to_json() for result in results]}
     if own.scope:
         figures["scope"] = own.scope
     if swapped:
         figures["swaps"] = []
     for words, environment in zip(options.swap, swapped, strict=True):
-        elsewhere = _play(environment, sampler, tokenizer, options)
+        elsewhere = _play(environment, sampler, tokenizer, options, split, bank)
         changes = swap_changes(results, elsewhere)
         print_swap(words, results, elsewhere, changes)
         figures["swaps"].append(
@@ -137,32 +146,50 @@ def _swapped(options: Namespace, words: Sequence[str]) -> NamedEnvironment:
 
 
 def _play(
-    environment: NamedEnvironment, sampler: Any, tokenizer: Any, options: Namespace
+    environment: NamedEnvironment,
+    sampler: Any,
+    tokenizer: Any,
+    options: Namespace,
+    split: str,
+    bank: Bank | None,
 ) -> list[EpisodeEvaluation]:
     limits = environment.limits
-    tasks = environment.tasks("test", options.problems, 0)
+    tasks = environment.tasks(split, options.problems, 0)
     environment.check(tokenizer, context_length(sampler.model.config), tasks, options.seed)
     results = []
     with Progress(disable=options.quiet, transient=True) as bars:
         for name, temperature, samples, ks in _modes(options):
-            results.append(
-                evaluate_episodes(
-                    sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
-                    tokenizer,
-                    tasks,
-                    environment.make,
-                    limits=limits,
-                    temperature=temperature,
-                    samples=samples,
-                    ks=ks,
-                    seed=options.seed,
-                    groups=environment.groups,
-                    measures=environment.measures,
-                    levels=environment.levels,
-                    progress=partial(_advance, bars, bars.add_task(name)),
-                )
+            result = evaluate_episodes(
+                sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
+                tokenizer,
+                tasks,
+                environment.make,
+                limits=limits,
+                temperature=temperature,
+                samples=samples,
+                ks=ks,
+                seed=options.seed,
+                groups=environment.groups,
+                measures=environment.measures,
+                levels=environment.levels,
+                progress=partial(_advance, bars, bars.add_task(name)),
             )
+            results.append(replace(result, bank=bank.version if bank else None))
     return results
+
+
+def _bank(options: Namespace, recipe: Recipe) -> Bank | None:
+    """The bank version that the agent sees: what --bank names, else the one that the run has in use."""
+    run, given = Path(options.model), options.bank
+    if given == "none" or (given is None and not recipe.skills.on):
+        return None
+    if given is None:
+        if versions(run / "bank"):
+            return read_bank_or_skills(run)
+        return read_bank_or_skills(recipe.skills.bank, recipe.skills.version) if recipe.skills.bank else None
+    if version_problem(given) is None:
+        return read_bank_or_skills(run, given)
+    return read_bank_or_skills(given)
 
 
 def _modes(options: Namespace) -> list[tuple[str, float, int, list[int]]]:
@@ -274,7 +301,7 @@ def _print(results: list[Evaluation]) -> None:
     )
 
 
-def _print_episodes(environment: NamedEnvironment, results: list[EpisodeEvaluation]) -> None:
+def _print_episodes(environment: NamedEnvironment, played: str, results: list[EpisodeEvaluation]) -> None:
     console = Console(highlight=False)
     if environment.scope:
         console.print(environment.scope)
@@ -295,8 +322,8 @@ def _print_episodes(environment: NamedEnvironment, results: list[EpisodeEvaluati
         console.print(_group_table(last))
     ended = ", ".join(f"{why} {count}" for why, count in last.ended.items())
     console.print(
-        f"{last.problems} tasks of {environment.name}, {last.samples} episodes each; 95 % intervals, "
-        f"bootstrapped over tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} "
+        f"{last.problems} tasks of {environment.name}, {played}, {last.samples} episodes each; "
+        f"95 % intervals, bootstrapped over tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} "
         "tokens of the agent an episode"
     )
     if last.failures:

@@ -63,6 +63,8 @@ class EpisodeEvaluation:
     courses: dict[str, list[Interval]] = field(default_factory=dict)
     """Of the states that the environment names as levels: `states` with an interval over tasks at each turn.
     Later turns are those of the episodes that got so far."""
+    bank: str | None = None
+    """Version of the skill bank that they were played under, None without skills."""
 
     @property
     def problems(self) -> int:
@@ -71,7 +73,7 @@ class EpisodeEvaluation:
 
     def to_json(self, *, when: str | None = None, step: int | None = None) -> dict[str, Any]:
         """The summary as plain JSON values, in the form of `evaluate.Evaluation.to_json`."""
-        place = {"when": when, "step": step}
+        place = {"when": when, "step": step, "bank": self.bank}
         return {
             **{name: value for name, value in place.items() if value is not None},
             "mode": self.mode,

@@ -243,12 +243,13 @@ def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
 
 def _trajectory(row: _Row, environment_name: str) -> Trajectory:
     violation: Violation | None = row.last.violation
+    played = getattr(row.environment, "unwrapped", row.environment)  # a wrapper is not what was played
     return Trajectory(
         task_id=row.start.task.id,
         group_id=row.start.group_id,
         member=row.start.member,
         seed=row.start.seed,
-        environment=environment_name or type(row.environment).__name__,
+        environment=environment_name or type(played).__name__,
         opening=row.opening,
         segments=(Segment(tuple(row.token_ids), tuple(row.turn_ids), tuple(row.logprobs)),),
         turns=tuple(row.turns),

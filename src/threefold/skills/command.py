@@ -46,6 +46,25 @@ def current_version(root: Path) -> str:
     return versions(root)[0]
 
 
+def read_bank_or_skills(path: str | Path, version: str | None = None) -> Bank:
+    """A bank version (by default the one in use) of a run or a bank; or the skills of a folder or of
+    SkillRL's JSON, as version v0.
+
+    Raises:
+        FileNotFoundError: There is neither, or no such version.
+        SkillError: A skill cannot be read.
+    """
+    path = Path(path)
+    if version is None and (path.suffix == ".json" or (path.is_dir() and not _holds_versions(path))):
+        return Bank("v0", tuple(_read_source(path)[0]))
+    root = bank_root(path)
+    return read_bank(root, version or current_version(root))
+
+
+def _holds_versions(path: Path) -> bool:
+    return bool(versions(path / "bank") or versions(path))
+
+
 def list_versions(path: str | Path) -> Iterator[str]:
     """One line a version."""
     root = bank_root(path)

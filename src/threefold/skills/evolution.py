@@ -241,7 +241,9 @@ class Evolution:
         late = settings.last_step is not None and step > settings.last_step
         filled = len(self.reservoir) >= settings.min_reservoir
         filled = filled or self._seen >= PATIENCE * settings.min_reservoir
-        return filled and step >= settings.first_step and not late
+        accepted = [event.step for event in self.events if event.kind == "auto-accept"]
+        early = bool(accepted) and step < accepted[-1] + settings.period - 1  # no test spaces them out
+        return filled and step >= settings.first_step and not late and not early
 
     def _evidence(self, step: int, groups: tuple[tuple[Experience, ...], ...]) -> Evidence:
         experiences = self.reservoir.experiences

@@ -37,6 +37,8 @@ class OfflineCreator:
     """Least difference of success rates with and without a habit."""
     harm: float = 0.1
     """A skill is deleted where episodes that saw it succeed less often by more than this."""
+    deletions: bool = True
+    """False: it only adds, and a full bank stays as it is."""
 
     def __call__(self, evidence: Evidence) -> Creation:
         found = contrasts(evidence.experiences, support=self.support, lift=self.lift)
@@ -50,7 +52,11 @@ class OfflineCreator:
         operations: list[Operation] = []
         messages: list[str] = []
         for name, lift in _uses(evidence.bank, evidence.experiences):
-            if lift < -self.harm and len(operations) < self.gate.operations - self.additions:
+            if (
+                self.deletions
+                and lift < -self.harm
+                and len(operations) < self.gate.operations - self.additions
+            ):
                 operations.append(Delete(name, f"episodes that saw it succeed {-lift:.0%} less often"))
         refused = 0
         for contrast in found:
@@ -79,7 +85,7 @@ class OfflineCreator:
         kept = len(evidence.bank.skills) - sum(isinstance(o, Delete) for o in operations)
         gone = {operation.name for operation in operations}
         uses = [(lift, name) for name, lift in _uses(evidence.bank, evidence.experiences) if name not in gone]
-        if kept + 1 <= evidence.capacity or not uses:
+        if kept + 1 <= evidence.capacity or not uses or not self.deletions:
             return operations
         lift, name = min(uses)
         return [*operations, Delete(name, f"the bank is full and this one helps least ({lift:+.0%})")]
@@ -113,17 +119,22 @@ def write(contrast: Contrast, experiences: Sequence[Experience], step: int) -> S
     do, dont = _examples(habit, experiences)
     examples = "".join(f"\n- {mark}: {', '.join(e)}" for mark, e in (("DO", do), ("DON'T", dont)) if e)
     if habit.kind == "before":
-        return Skill(
-            kebab(f"{first} before {second}"),
-            f"You want to {second} and have not yet done: {first}.",
-            f"First {first}. Only then {second}.{examples}",
-            created_step=step,
-        )
+        return order(first, second, examples, step)
     return Skill(
         kebab(f"{second} after {first}"),
         f"Your last action was: {first}.",
         f"Next, {second}.{examples}",
         trigger=Trigger("action_pattern", habit.first),
+        created_step=step,
+    )
+
+
+def order(first: str, second: str, examples: str = "", step: int | None = None) -> Skill:
+    """The skill that says to do one thing before another, in the words of actions."""
+    return Skill(
+        kebab(f"{first} before {second}"),
+        f"You want to {second} and have not yet done: {first}.",
+        f"First {first}. Only then {second}.{examples}",
         created_step=step,
     )
 

@@ -70,6 +70,11 @@ class SkilledEnvironment:
         self._turn = 0
         self._shown: set[str] = set()
 
+    @property
+    def unwrapped(self) -> Environment:
+        """The environment itself, whose name the record gives."""
+        return self.environment
+
     def reset(self, task: Task, seed: int, member: int) -> Observation:
         self._turn, self._shown = 0, set()
         observation = self.environment.reset(task, seed, member)

@@ -21,6 +21,8 @@ class Settings:
     confidence: float | None = None
     balanced: bool = False
     """Share both versions inside each group instead of drawing every episode on its own."""
+    memory: float | None = None
+    """M of the discount; None estimates it from the tests that are finished."""
     capacity: int = CAPACITY
     reservoir: int = 200
     min_reservoir: int = 100
@@ -32,7 +34,8 @@ class Settings:
     last_step: int | None = None
     """No creation after this step ("skill first", with the policy frozen until then)."""
     auto_accept: bool = False
-    """Ablation: a bundle becomes the bank untested."""
+    """Ablation: a bundle becomes the bank untested; one every `period` steps, as many as a test would let
+    through."""
     uniform: bool = False
     """Ablation: both versions are drawn alike, whatever is known."""
     assertions: bool = True
@@ -48,9 +51,9 @@ class Settings:
             )
         self.new_test(math.inf)
 
-    def new_test(self, memory: float) -> VersionTest:
+    def new_test(self, estimated: float) -> VersionTest:
         return VersionTest(
-            memory,
+            self.memory if self.memory is not None else estimated,
             0.5 if self.uniform else self.clamp,
             self.period,
             self.min_episodes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from threefold.credit import CreditEstimator
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
 from threefold.recipe_credit import BY_TURN, method_settings
+from threefold.skills.evolution import Evolution
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
+from threefold.training.skills import build_evolution, check_skills
 from threefold.training.warm_start import check_warm_start, warm_started
-from threefold.training.work import Work, work_of
+from threefold.training.work import Episodes, Work, work_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
             f"credit.method = {recipe.credit.method} compares turns, and problems have none; set "
             "environment.name, or another method"
         )
+    check_skills(recipe, processes)
     work = work_of(recipe)
     credit = _credit(recipe, work)
     if credit is not None:
@@ -136,7 +140,9 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     processes, main = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(recipe.run.dir, resume=resume, append=not main)
     prepared = prepare(recipe, processes=processes)
-    trainer = _build_trainer(prepared, run, console)
+    creators = ThreadPoolExecutor(1, "skill-creator")
+    skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume)
+    trainer = _build_trainer(prepared, run, console, skills)
     if main:
         run.write_config(recipe.to_yaml())
         facts = {"scope": prepared.work.scope} if prepared.work.scope else {}
@@ -152,12 +158,13 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         stopped = _fit(trainer, checkpoint)
     finally:
         console.finish()
+        creators.shutdown(wait=False, cancel_futures=True)
     if main:
         _finish(prepared, trainer, run, console, evaluations, stopped)
     return run.path
 
 
-def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> Any:
+def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skills: Evolution | None) -> Any:
     from transformers import PrinterCallback
 
     from threefold.training.trainer import ThreefoldTrainer
@@ -177,6 +184,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console) -> A
         dynamic_sampling=_dynamic_sampling(recipe),
         sampler=_sampler(recipe, prepared.plan.processes),
         speedups=Speedups(**recipe.training.speedups.model_dump()),
+        skills=skills,
         **prepared.work.trainer_options(),
     )
     updates = recipe.training.updates_per_step
@@ -365,9 +373,10 @@ def _finish(
 
 def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Any]:
     model = trainer.accelerator.unwrap_model(trainer.model)
-    return prepared.work.evaluate(
-        model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total)
-    )
+    work = prepared.work
+    if isinstance(work, Episodes) and trainer.skills is not None:
+        work = replace(work, bank=trainer.skills.bank)  # one version, whatever is under test
+    return work.evaluate(model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total))
 
 
 def summarise(work: Work, before: Sequence[Any], after: Sequence[Any], step: int) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
+from threefold.skills.evolution import Evolution
+from threefold.training.bank_play import BankPlay
 from threefold.training.callbacks import MetricsWriter
 from threefold.training.diagnostics import answer_logp, certainty, confidence, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
@@ -98,6 +100,9 @@ class ThreefoldTrainer(TrlSeam):
         sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
             once for its group, drops finished rows, and keeps the cache of an environment's dialogues between
             turns; the distribution is the same, the random numbers are not.
+        skills (`Evolution`, *optional*): A skill bank in the prompts of an environment's episodes. Each
+            episode of training is played under a version that it assigns, and it learns from them (ReSkill);
+            evaluations are played under the version in use. On one process.
         speedups (`Speedups`, *optional*): What to compute more cheaply with the same gradient. None leaves
             TRL's micro-batches and forwards alone.
 
@@ -136,8 +141,11 @@ class ThreefoldTrainer(TrlSeam):
         dynamic_sampling: DynamicSampling | None = None,
         sampler: Literal["trl", "threefold"] = "trl",
         speedups: Speedups | None = None,
+        skills: Evolution | None = None,
     ) -> None:
         check_trl()
+        if skills is not None and environment is None:
+            raise ValueError("skills stand in the prompts of episodes; give environment= too")
         if environment is not None and (rollout_func is not None or environment_factory is not None or tools):
             raise ValueError(
                 "give either `environment` or TRL's own rollout_func / environment_factory / tools, not both"
@@ -151,6 +159,8 @@ class ThreefoldTrainer(TrlSeam):
         self._environment = environment
         self._limits = limits or Limits()
         self._tasks = tasks
+        self.skills = skills
+        self._bank_play = BankPlay(skills) if skills is not None else None
         self._groups_seen = 0
         self._episodes_generated = 0
         self.step_in_words = ""
@@ -175,6 +185,11 @@ class ThreefoldTrainer(TrlSeam):
             rollout_func=self._play_episodes if environment is not None else rollout_func,
             environment_factory=environment_factory,
         )
+        if skills is not None and self.accelerator.num_processes > 1:
+            raise ValueError(
+                f"skills work on one process, this run has {self.accelerator.num_processes}: versions are "
+                "drawn and counted over the whole batch"
+            )
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
         self._base_fingerprint = _fingerprint(self._frozen_base)
         self._check_credit()
@@ -343,6 +358,7 @@ class ThreefoldTrainer(TrlSeam):
         if local_signals.logp_BT is not None:
             answer_logp_B = self._gather(answer_logp(local_signals.logp_BT, answers))
         self._log_figures(batch, advantages, outcome_B, answer_logp_B, generation)
+        self._observe_skills(generation)
         local = slice(
             self.accelerator.process_index * len(mask_BT), (self.accelerator.process_index + 1) * len(mask_BT)
         )
@@ -505,6 +521,15 @@ class ThreefoldTrainer(TrlSeam):
         for name, value in {**figures, **advantages.metrics, **times}.items():
             self._log_value(name, value)
 
+    def _observe_skills(self, generation: Generation) -> None:
+        if self._bank_play is None:
+            return
+        episodes = [row["trajectory"] for row in generation.inputs]
+        figures, words = self._bank_play.observe(self.state.global_step + 1, episodes)
+        for name, value in figures.items():
+            self._log_value(name, value)
+        self.step_in_words += f". Skills: {words}" if words else ""
+
     # The record
 
     def _keep(self, step: CreditedStep, output: dict[str, Any]) -> None:
@@ -575,13 +600,15 @@ class ThreefoldTrainer(TrlSeam):
             seed=self.args.seed,
             tasks=self._tasks,
         )
+        make, play = self._environment, self._bank_play
+        if play is not None:
+            step, training = self.state.global_step + 1, self.model.training
+            make = play.environments(make, starts, step=step, training=training)
         trajectories = run_episodes(
-            starts,
-            self._environment,
-            self._session() or self._generate_turn,
-            self._tokenizer,
-            limits=self._limits,
+            starts, make, self._session() or self._generate_turn, self._tokenizer, limits=self._limits
         )
+        if play is not None:
+            trajectories = play.stamped(trajectories)
         return trl_rollout(
             trajectories, filler=self._tokenizer.eos_token_id, with_logprobs=bool(self.use_vllm)
         )
@@ -597,10 +624,11 @@ class ThreefoldTrainer(TrlSeam):
     # Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        parts = (self.credit, self.run_directory, self.dynamic_sampling)
+        """Ours first: TRL writes last the file by which a checkpoint is known to be whole."""
+        parts = (self.credit, self.run_directory, self.dynamic_sampling, self._bank_play)
         if self.args.should_save and any(part is not None for part in parts):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             state = {
                 "groups_seen": self._groups_seen,
                 "base_fingerprint": self._base_fingerprint,
@@ -608,9 +636,14 @@ class ThreefoldTrainer(TrlSeam):
                 "episodes_generated": self._episodes_generated,
             }
             (folder / _STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+            if self._bank_play is not None:
+                self._bank_play.save(folder)
+        super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        if self._bank_play is not None and checkpoint is not None:
+            self._bank_play.load(Path(checkpoint))
         path = os.path.join(checkpoint, _STATE_FILE) if checkpoint is not None else ""
         if not os.path.exists(path):
             return

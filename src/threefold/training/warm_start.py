@@ -130,7 +130,8 @@ def _demonstrations(recipe: Recipe, work: Work) -> list[dict[str, list[int]]]:
             "warm_start.dialogues to 0"
         )
     rows, name = [], work.environment.name
-    found = work.environment.demonstrations(recipe.warm_start.dialogues, recipe.run.seed)
+    settings = recipe.warm_start
+    found = work.environment.demonstrations(settings.dialogues, recipe.run.seed, settings.source)
     for number, messages in enumerate(found):
         try:
             ids, mask = demonstration_tokens(messages, work.tokenizer)

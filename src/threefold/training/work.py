@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from threefold.environments import SUCCESS, NamedEnvironment, named_environment
@@ -13,8 +13,10 @@ from threefold.envs.base import Task
 from threefold.envs.problems import Problem
 from threefold.models import context_length, load_tokenizer, resolve
 from threefold.recipe import OUTCOME, Recipe, RecipeError
+from threefold.skills.bank import Bank
 from threefold.tasks import Questioner, held_out_problems, questioner, training_problems
 from threefold.training.play import episode_rewards
+from threefold.training.skills import initial_bank, tokens_to_come
 
 if TYPE_CHECKING:
     from threefold.evaluation.intervals import Interval
@@ -229,6 +231,8 @@ class Episodes:
     train: tuple[Task, ...]
     test: tuple[Task, ...]
     longest_prompt: int
+    bank: Bank | None = None
+    """Whose skills stand in the prompts of evaluations and of the first prompt; None is without skills."""
     unit = "tasks"
 
     @property
@@ -259,7 +263,8 @@ class Episodes:
         return len(self.train), len(self.test)
 
     def first_prompt(self) -> str:
-        ids = self.environment.opening(self.tokenizer, self.train[0], self.recipe.run.seed)
+        environment = self.environment.with_bank(self.bank)
+        ids = environment.opening(self.tokenizer, self.train[0], self.recipe.run.seed)
         return self.tokenizer.decode(ids)
 
     def trainer_options(self) -> dict[str, Any]:
@@ -285,22 +290,21 @@ class Episodes:
         results = []
         for mode, temperature, samples in _modes(self.recipe):
             with progress(mode, len(self.test)) as advance:
-                results.append(
-                    evaluate_episodes(
-                        sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
-                        self.tokenizer,
-                        self.test,
-                        self.environment.make,
-                        limits=limits,
-                        temperature=temperature,
-                        samples=samples,
-                        seed=settings.seed,
-                        groups=self.environment.groups,
-                        measures=self.environment.measures,
-                        levels=self.environment.levels,
-                        progress=advance,
-                    )
+                result = evaluate_episodes(
+                    sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
+                    self.tokenizer,
+                    self.test,
+                    self.environment.with_bank(self.bank).make,
+                    limits=limits,
+                    temperature=temperature,
+                    samples=samples,
+                    seed=settings.seed,
+                    groups=self.environment.groups,
+                    measures=self.environment.measures,
+                    levels=self.environment.levels,
+                    progress=advance,
                 )
+                results.append(replace(result, bank=self.bank.version if self.bank else None))
         return results
 
     def gain(self, before: Any, after: Any, score: str) -> Interval | None:
@@ -326,14 +330,17 @@ def _episodes(recipe: Recipe) -> Episodes:
             + (" or raise environment.tasks" if recipe.environment.tasks else "")
         )
     wanted = evaluation.before or evaluation.after
-    test = environment.tasks("test", evaluation.problems, 0) if wanted else ()
+    split = recipe.environment.test_split
+    test = environment.tasks(split, evaluation.problems, 0) if wanted else ()
     shared = {task.id for task in train} & {task.id for task in test}
     if shared:
         raise RecipeError(
             f"environment {environment.name}: task {min(shared)!r} is in both splits, so nothing is held out"
         )
+    bank = initial_bank(recipe) if recipe.skills.on else None
+    played, reserve = environment.with_bank(bank), tokens_to_come(recipe, tokenizer)
     longest = max(
-        environment.check(tokenizer, context, train, recipe.run.seed),
-        environment.check(tokenizer, context, test, evaluation.seed),
+        played.check(tokenizer, context, train, recipe.run.seed, reserve=reserve),
+        played.check(tokenizer, context, test, evaluation.seed, reserve=reserve),
     )
-    return Episodes(recipe, environment, tokenizer, train, test, longest)
+    return Episodes(recipe, environment, tokenizer, train, test, longest, bank)

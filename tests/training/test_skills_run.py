@@ -1,0 +1,376 @@
+"""The skill bank inside the training loop: versions inside a group, one baseline, tests outlive a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_resume import StopAt, weights
+
+from chat_server import chat_server
+from conftest import tiny_model, tiny_tokenizer
+from threefold import GRPO
+from threefold.cli import main
+from threefold.envs.base import EpisodeScore, Observation
+from threefold.recipe import parse_recipe
+from threefold.rollout.driver import Limits
+from threefold.skills.bank import Add, Bank
+from threefold.skills.creator import Creation, Evidence
+from threefold.skills.evolution import Evolution
+from threefold.skills.settings import Settings
+from threefold.skills.skill import Skill
+from threefold.skills.store import VersionRecord, read_bank, read_record, versions, write_version
+from threefold.training.run_directory import RunDirectory
+from threefold.training.skills import settings_of
+from threefold.trajectory import Credited, read_jsonl
+
+
+class Digits:
+    """Two turns; it succeeds where a digit was said: random text does now and then."""
+
+    channels = ("digit",)
+
+    def reset(self, task, seed, member):
+        self.turn, self.said = 0, False
+        return Observation(messages=({"role": "user", "content": f"say {seed % 10}"},))
+
+    def step(self, action_text):
+        self.turn += 1
+        self.said |= any(c.isdigit() for c in action_text)
+        done = self.turn == 2
+        success = self.said if done else None
+        return Observation(
+            messages=() if done else ({"role": "user", "content": "+"},),
+            action=action_text.strip()[:20],
+            terminated=done,
+            success=success,
+        )
+
+    def score(self, episodes):
+        return [EpisodeScore({"digit": float(bool(e.success))}, success=e.success) for e in episodes]
+
+    def close(self):
+        pass
+
+
+def one_more(evidence: Evidence) -> Creation:
+    """A creator that adds a skill whenever it is asked."""
+    name = f"skill-of-step-{evidence.step}"
+    return Creation((Add(Skill(name, "You say something.", "Say a digit.", created_step=evidence.step)),))
+
+
+SETTINGS = Settings(period=3, min_episodes=8, min_reservoir=4, capacity=3)
+
+
+def trainer_in(build: Any, run: RunDirectory, executor: Any = None, **options: Any) -> Any:
+    args = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "temperature": 1.5}
+    return build(
+        args={**args, "output_dir": str(run.path / "checkpoints"), **options.pop("args", {})},
+        model=tiny_model(max_position_embeddings=1024),
+        environment=Digits,
+        reward_funcs=None,
+        limits=Limits(turns=2, turn_tokens=6, completion_tokens=60),
+        credit=GRPO(),
+        run_dir=run,
+        sampler="threefold",
+        skills=Evolution(one_more, settings=SETTINGS, seed=3, root=run.path / "bank", executor=executor),
+        **options,
+    )
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("step_time", "skills/seconds")
+    return [{k: v for k, v in line.items() if not k.startswith("time") and k not in clocks} for line in lines]
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def episodes(run: Path) -> list[Credited]:
+    return [record for record in read_jsonl(run / "rollouts.jsonl") if isinstance(record, Credited)]
+
+
+@pytest.mark.parametrize(("saved", "under_way"), [(3, "running"), (4, "pending")])
+def test_a_run_that_ends_inside_a_test_or_a_creation_resumes_bit_for_bit(build, tmp_path, saved, under_way):
+    args = {"save_steps": saved}
+    through = trainer_in(build, RunDirectory(tmp_path / "through"), args=args)
+    through.train()
+    with ThreadPoolExecutor(1) as pool:  # creating beside the update gives the same run
+        stop = [StopAt(saved + 1)]  # one step past the checkpoint, whose records must be dropped
+        trainer_in(build, RunDirectory(tmp_path / "halves"), pool, callbacks=stop, args=args).train()
+        run = RunDirectory(tmp_path / "halves", resume=True)
+        checkpoint = run.latest_checkpoint()
+        state = json.loads((checkpoint / "threefold_skills.json").read_text())
+        assert [name for name in ("running", "pending") if state[name]] == [under_way]
+        run.drop_after(saved)
+        resumed = trainer_in(build, run, pool, args=args)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert torch.equal(weights(through), weights(resumed))
+    one, other = (tmp_path / name for name in ("through", "halves"))
+    assert figures(one) == figures(other)
+    assert through.skills.to_dict() == resumed.skills.to_dict()
+    assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
+    assert files(one / "bank") == files(other / "bank")
+    assert {event.kind for event in through.skills.events} == {"testing", "accept", "reject"}
+
+
+def test_a_checkpoint_without_skills_is_refused(build, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    trainer_in(build, run, args={"max_steps": 4}).train()
+    checkpoint = run.latest_checkpoint()
+    (checkpoint / "threefold_skills.json").unlink()
+    again = trainer_in(build, RunDirectory(tmp_path / "run", resume=True))
+    with pytest.raises(ValueError, match=r"holds no skill bank: the run was started without skills"):
+        again.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_versions_share_a_group_and_its_baseline_and_each_prompt_holds_its_own_skills(build, tmp_path):
+    trainer = trainer_in(build, RunDirectory(tmp_path / "run"))
+    trainer.train()
+    bank = tmp_path / "run" / "bank"
+    played: dict[tuple[int, int], list[Credited]] = {}
+    for episode in episodes(tmp_path / "run"):
+        shown = read_bank(bank, episode.trajectory.skill_version).names
+        assert all(turn.skills == shown for turn in episode.trajectory.turns)  # all of them are general
+        assert all(f'<skill name="{name}">' in episode.trajectory.opening.text for name in shown)
+        assert episode.trajectory.opening.text.count("<skill name=") == len(shown)
+        assert episode.trajectory.environment == "Digits"
+        played.setdefault((episode.step, episode.trajectory.group_id), []).append(episode)
+    mixed = [group for group in played.values() if len({e.trajectory.skill_version for e in group}) == 2]
+    assert mixed
+    for group in mixed:  # one mean and one deviation for all four, whatever their version
+        rewards = torch.tensor([float(e.trajectory.success) for e in group])
+        expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        given = [next((a for a in e.advantages[0] if a), 0.0) for e in group]
+        assert given == pytest.approx(expected.tolist(), abs=1e-4)
+    for line in figures(tmp_path / "run"):  # what the record of a version counts is what was played
+        group = [e.trajectory for key, es in played.items() if key[0] == line["step"] for e in es]
+        for version in versions(bank)[1:]:
+            entry = [t for t in read_record(bank, version).test if t["step"] == line["step"]]
+            mine = [e for e in group if e.skill_version == version]
+            if entry:
+                assert entry[0]["new"] == [sum(e.success for e in mine), len(mine)]
+                assert line["skills/share_new"] == len(mine) / len(group)
+    assert "v1 tested against v0, step 1 of at least 3: P(new) = " in figures(tmp_path / "run")[1]["words"]
+
+
+def test_evaluating_in_the_middle_of_a_test_plays_one_version_and_draws_nothing(build, tmp_path):
+    trainer = trainer_in(build, RunDirectory(tmp_path / "run"), args={"max_steps": 2})
+    trainer.train()
+    assert trainer.skills.test is not None
+    before = json.dumps(trainer.skills.to_dict())
+    heard = []
+    own = trainer._bank_play.stamped
+    trainer._bank_play.stamped = lambda episodes: heard.extend(own(episodes)) or heard
+    trainer.evaluate(trainer.train_dataset.select(range(2)))
+    assert {episode.skill_version for episode in heard} == {trainer.skills.bank.version}
+    assert json.dumps(trainer.skills.to_dict()) == before
+
+
+# Recipes
+
+SETTING = {
+    "environment.name": "errands",
+    "environment.turns": 3,
+    "environment.turn_tokens": 8,
+    "environment.completion_tokens": 500,
+    "environment.rewards": {"success": 1.0, "valid": 0.2},
+    "training.steps": 3,
+    "training.prompts_per_step": 2,
+    "training.group_size": 4,
+    "skills.creator": "placebo",
+    "skills.period": 1,
+    "skills.min_episodes": 4,
+    "skills.min_reservoir": 4,
+    "skills.capacity": 2,
+    "evaluation.problems": 2,
+    "evaluation.greedy": False,
+    "run.threads": 1,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a recipe of errands with a placebo; keywords are dotted keys."""
+    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "cache"))
+    tiny_model(max_position_embeddings=4096).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+
+    def write(**changes: Any) -> Path:
+        paths = {"model.name": str(tmp_path / "model"), "run.dir": str(tmp_path / "run")}
+        data: dict[str, Any] = {}
+        for key, value in {**SETTING, **paths, **changes}.items():
+            section, _, name = key.partition(".")
+            data.setdefault(section, {})[name] = value
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(data), encoding="utf-8")
+        return path
+
+    return write
+
+
+def hand_made(folder: Path) -> Path:
+    """A bank of two versions; v1 is in use."""
+    skill = Skill("ask-first", "You do not know where it is.", "Ask, then open what was named.")
+    write_version(folder, Bank("v0"), VersionRecord("v0"))
+    write_version(folder, Bank("v1", (skill,), "v0"), VersionRecord("v1", "v0", decision="accept"))
+    return folder
+
+
+def test_a_recipe_evolves_a_bank_and_eval_plays_under_any_version_of_it(recipe, tmp_path, capsys):
+    assert main(["train", str(recipe()), "--quiet"]) == 0
+    run, output = tmp_path / "run", tmp_path / "figures.json"
+    said = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    assert said[0]["bank"] == "v0"
+    assert said[1]["bank"] == json.loads((run / "after.json").read_text())["evaluations"][0]["bank"]
+    assert versions(run / "bank")[:2] == ["v0", "v1"]
+    assert main(["skills", "validate", str(run)]) == 0
+    command = ["eval", str(run), "--problems", "2", "--samples", "1", "--k", "1", "--output", str(output)]
+    hand_made(tmp_path / "own")
+    for extra, bank in (
+        ([], said[1]["bank"]),
+        (["--bank", "none"], None),
+        (["--bank", "v1"], "v1"),
+        (["--bank", str(tmp_path / "own"), "--split", "seen"], "v1"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *extra, "--quiet"]) == 0
+        measured = json.loads(output.read_text())["evaluations"]
+        assert [e.get("bank") for e in measured] == [bank, bank]
+        assert measured[0]["scores"]["success"].keys() == {"mean", "low", "high"}
+    assert "split seen under bank v1 (ask-first)" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--bank", "v77"]) == 2
+    assert "has no bank version v77; it has v0, v1" in capsys.readouterr().err
+    assert main([*command, "--split", "unsen"]) == 2
+    assert "no split 'unsen'; did you mean 'unseen'?" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "model"), "--bank", "v1"]) == 2
+    assert "--bank is for environments" in capsys.readouterr().err
+
+
+def test_a_static_bank_stands_in_every_prompt_and_stays(recipe, tmp_path):
+    path = recipe(**{"skills.creator": "none", "skills.bank": str(hand_made(tmp_path / "own"))})
+    assert main(["train", str(path), "--quiet"]) == 0
+    run = tmp_path / "run"
+    assert versions(run / "bank") == ["v0"]
+    assert read_bank(run / "bank", "v0").names == ("ask-first",)
+    played = [e.trajectory for e in episodes(run)]
+    assert all(e.skill_version == "v0" and '<skill name="ask-first">' in e.opening.text for e in played)
+
+
+def test_a_bank_made_for_agents_can_be_taken_in(recipe, tmp_path):
+    exported = hand_made(tmp_path / "own") / "v1" / "skills"
+    path = recipe(**{"skills.bank": str(exported), "training.steps": 1, "evaluation.after": False})
+    assert main(["train", str(path), "--quiet"]) == 0
+    assert read_bank(tmp_path / "run" / "bank", "v0").names == ("ask-first",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment.name": None}, "skills stand in the prompts of an environment's episodes"),
+        ({"skills.creator": "chat"}, "creator: chat needs a section chat with base_url and model"),
+        ({"skills.creator": "ofline"}, "'offline'"),
+        ({"skills.min_reservoir": 300}, "skills: min_reservoir 300 exceeds the reservoir's capacity 200"),
+        ({"skills.version": "v1"}, "version 'v1' is that of a bank; set bank too"),
+        ({"skills.bank": "nowhere"}, "nowhere"),
+        ({"skills.capacity": 40}, "tokens for skills to come it passes the model's context of 4096"),
+        ({"skills.perod": 3}, "'skills.perod'; did you mean 'period'"),
+        ({"environment.test_split": "sene"}, "no split 'sene'; did you mean 'seen'?"),
+        (
+            {"skills.creator": "chat", "skills.chat": {"base_url": "localhost", "model": "m"}},
+            "skills.chat: base_url is 'localhost': it must start with http",
+        ),
+    ],
+    ids=lambda value: str(next(iter(value.items()))) if isinstance(value, dict) else "",
+)
+def test_what_is_refused_before_the_first_step(recipe, capsys, changes, message):
+    assert main(["train", str(recipe(**changes)), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_are_refused(recipe, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", str(recipe()), "--dry-run"]) == 2
+    assert "skills work on one process, this run has 2" in capsys.readouterr().err
+
+
+def test_the_recipes_defaults_are_the_papers():
+    steps = {"training": {"steps": 50, "updates_per_step": 2}}
+    assert settings_of(parse_recipe(steps)) == Settings(last_step=98)  # created at the end: never tested
+    late = {**steps, "skills": {"first_step": 10, "last_step": 20}}
+    assert settings_of(parse_recipe(late)) == Settings(first_step=19, last_step=40)
+
+
+def test_a_language_model_writes_the_skills_and_a_resumed_run_asks_it_nothing_twice(recipe, tmp_path):
+    skill = {
+        "op": "add",
+        "name": "ask-first",
+        "when_to_use": "You do not know where it is.",
+        "action": "Ask, then open what was named.",
+        "trigger": "beginning",
+    }
+    stages = {  # by a key that only its system message asks for
+        '"insight"': {"insight": "Nobody asks."},
+        '"diagnosis"': {"diagnosis": "Few ask.", "assertions": []},
+        '"target"': {"operations": [{"op": "add", "target": "ask-first", "intent": "ask first"}]},
+        '"when_to_use"': {"operations": [skill]},
+    }
+
+    def answer(body: dict[str, Any]) -> str:
+        system = body["messages"][0]["content"]
+        return next((json.dumps(value) for key, value in stages.items() if key in system), "yes")
+
+    with chat_server(answer) as server:
+        chat = {"base_url": server.url, "model": "writer", "retries": 0}
+        keep = {"training.save_every": 1, "training.keep_checkpoints": 3}
+        path = recipe(**{"skills.creator": "chat", "skills.chat": chat, **keep})
+        assert main(["train", str(path), "--quiet"]) == 0
+        assert server.seen[0]["messages"][0]["content"].startswith("Answer with the word yes")
+        assert {body["temperature"] for body in server.seen[1:]} == {0.2}
+    run = tmp_path / "run"
+    assert (run / "skill_answers.jsonl").exists()
+    assert read_bank(run / "bank", "v1").names == ("ask-first",)
+    before = files(run / "bank")
+    for name in ("checkpoint-2", "checkpoint-3"):
+        shutil.rmtree(run / "checkpoints" / name)
+    # The server is gone: what the second half asks is in the record.
+    assert main(["train", str(path), "--quiet", "--resume"]) == 0
+    assert files(run / "bank") == before
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_resumes_to_the_same_run(recipe, tmp_path):
+    changes = {"training.steps": 8, "training.save_every": 3, "skills.period": 3, "evaluation.before": False}
+    path = recipe(**changes)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "threefold.cli", "train", str(path), "--quiet"]
+    subprocess.run([*command, f"run.dir={tmp_path / 'whole'}"], env=environment, check=True)
+    process = subprocess.Popen([*command, f"run.dir={tmp_path / 'killed'}"], env=environment)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 4):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, f"run.dir={tmp_path / 'killed'}", "--resume"], env=environment, check=True)
+    one, other = (tmp_path / name for name in ("whole", "killed"))
+    assert figures(one) == figures(other)
+    assert files(one / "bank") == files(other / "bank")
+    assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
