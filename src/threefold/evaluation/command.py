@@ -323,8 +323,8 @@ def _print_episodes(environment: NamedEnvironment, played: str, results: list[Ep
     ended = ", ".join(f"{why} {count}" for why, count in last.ended.items())
     console.print(
         f"{last.problems} tasks of {environment.name}, {played}, {last.samples} episodes each; "
-        f"95 % intervals, bootstrapped over tasks. Ended: {ended}. {last.mean_turns:.1f} turns and {last.mean_length:.0f} "
-        "tokens of the agent an episode"
+        f"95 % intervals, bootstrapped over tasks. Ended: {ended}. {last.mean_turns:.1f} turns and "
+        f"{last.mean_length:.0f} tokens of the agent an episode"
     )
     if last.failures:
         console.print(f"{len(last.failures)} episodes failed and count in no score: {last.failures[0]}")
