@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from threefold.evaluation.calibration import calibrate
 from threefold.report import write_comparison, write_report
 from threefold.trajectory import Credited, write_jsonl
 
@@ -49,6 +51,7 @@ def page(
 ) -> Iterator[Any]:
     """The report of a run whose newest episode is hostile, at the width of a desk."""
     run_dir = make_run(tmp_path / "run", steps=12)
+    calibrated(run_dir)
     hostile = episode(
         13, 0, 0, completion=["sum", HOSTILE, " x" * 100_000, "."], question=HOSTILE, advantages=[0, 1, -1, 0]
     )
@@ -58,6 +61,14 @@ def page(
     yield browser
     assert browser.get_log("browser") == []
     assert browser.title == "run - Threefold"
+
+
+def calibrated(run_dir: Path) -> None:
+    """Add a reliability diagram to the page: a chart without steps."""
+    data = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
+    found = calibrate([0.9, 0.6, 0.3], [True, False, False])
+    data["evaluations"][-1]["calibration"] = {"score": "strict", **found.to_json(), "by_difficulty": {}}
+    (run_dir / "evaluation.json").write_text(json.dumps(data), encoding="utf-8")
 
 
 def show_at(browser: Any, width: int) -> None:

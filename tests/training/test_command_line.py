@@ -109,6 +109,19 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(recipe, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_json_leaves_standard_output_to_one_object_a_line(recipe, tmp_path, capsys):
+    path = recipe(**{"evaluation.before": False, "evaluation.problems": 1})
+    capsys.readouterr()
+    assert main(["train", str(path), "--json"]) == 0
+    said = capsys.readouterr()
+    events = [json.loads(line) for line in said.out.splitlines()]
+    assert [event["event"] for event in events] == ["step", "step", "result"]
+    assert [event.get("step") for event in events] == [1, 2, None]
+    assert "signal/dead_outcome" in events[0]["metrics"]
+    assert events[2]["evaluations"][0]["problems"] == 1
+    assert "report: " in said.err
+
+
 def test_a_run_is_not_overwritten_unless_told(recipe, tmp_path, capsys):
     path = recipe(**{"evaluation.before": False, "evaluation.after": False})
     assert main(["train", str(path), "--quiet"]) == 0

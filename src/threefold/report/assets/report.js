@@ -33,7 +33,7 @@ const hideTip = () => { tip.hidden = true; };
 
 // ---- curves: the nearest row of the table below, at the cursor
 
-for (const svg of document.querySelectorAll(".chart svg")) {
+for (const svg of document.querySelectorAll(".chart svg[data-x]")) {
   const [left, right, first, last] = svg.dataset.x.split(",").map(Number);
   const table = svg.parentElement.querySelector("table");
   const cursor = svg.querySelector(".cursor");
