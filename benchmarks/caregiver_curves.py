@@ -253,8 +253,8 @@ def page_text(
     parts += [f"![{label}](curves-{metric.replace('/', '-')}.svg)" for metric, label in CURVES.items()]
     parts.append(
         "Known before these runs: where going on pays only later, T²-GRPO with alpha = 1 learns to stop "
-        "early (docs/turn-credit.md). Read distress and resistance beside the turns of a dialogue and `left`: a "
-        "patient who walks off has no more bad turns."
+        "early (docs/turn-credit.md). Read distress and resistance beside the turns of a dialogue and "
+        "`left`: a patient who walks off has no more bad turns."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
