@@ -85,8 +85,12 @@ def trainer_in(build: Any, run: RunDirectory, executor: Any = None, **options: A
         credit=GRPO(),
         run_dir=run,
         sampler="threefold",
-        skills=Evolution(one_more, settings=SETTINGS, seed=3, root=run.path / "bank", executor=executor),
-        **options,
+        **{
+            "skills": Evolution(
+                one_more, settings=SETTINGS, seed=3, root=run.path / "bank", executor=executor
+            ),
+            **options,
+        },
     )
 
 
@@ -137,6 +141,22 @@ def test_a_checkpoint_without_skills_is_refused(build, tmp_path):
     again = trainer_in(build, RunDirectory(tmp_path / "run", resume=True))
     with pytest.raises(ValueError, match=r"holds no skill bank: the run was started without skills"):
         again.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_an_empty_bank_trains_like_plain_grpo_to_the_last_bit(build, tmp_path):
+    def idle(evidence: Evidence) -> Creation:
+        return Creation()
+
+    args = {"max_steps": 3}
+    plain = trainer_in(build, RunDirectory(tmp_path / "plain"), args=args, skills=None)
+    plain.train()
+    loop = Evolution(idle, settings=SETTINGS)
+    with_bank = trainer_in(build, RunDirectory(tmp_path / "bank"), args=args, skills=loop)
+    with_bank.train()
+    assert [event.kind for event in loop.events] == ["nothing to test"] * 2
+    assert torch.equal(weights(plain), weights(with_bank))
+    tokens = [[e.trajectory.segments for e in episodes(tmp_path / name)] for name in ("plain", "bank")]
+    assert tokens[0] == tokens[1]
 
 
 def test_versions_share_a_group_and_its_baseline_and_each_prompt_holds_its_own_skills(build, tmp_path):

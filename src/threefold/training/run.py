@@ -140,11 +140,12 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     processes, main = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(recipe.run.dir, resume=resume, append=not main)
     prepared = prepare(recipe, processes=processes)
+    if main:
+        run.write_config(recipe.to_yaml())
     creators = ThreadPoolExecutor(1, "skill-creator")
     skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume)
     trainer = _build_trainer(prepared, run, console, skills)
     if main:
-        run.write_config(recipe.to_yaml())
         facts = {"scope": prepared.work.scope} if prepared.work.scope else {}
         run.write_environment(
             recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
