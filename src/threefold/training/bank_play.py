@@ -18,6 +18,7 @@ from threefold.rollout.driver import Start
 from threefold.skills.bank import Bank
 from threefold.skills.evolution import Event, Evolution, stamp
 from threefold.skills.placement import skilled
+from threefold.training.diagnostics import skill_use
 from threefold.trajectory import Trajectory
 
 STATE_FILE = "threefold_skills.json"
@@ -69,7 +70,7 @@ class BankPlay:
         self.evolution.observe(step, trajectories, self._banks_B)
         self._seconds += time.perf_counter() - begun
         news, self._told = self.evolution.events[self._told :], len(self.evolution.events)
-        figures = {**self.evolution.metrics(), "skills/seconds": self._seconds}
+        figures = {**self.evolution.metrics(), **skill_use(trajectories), "skills/seconds": self._seconds}
         if tested is not None:
             drawn = sum(bank.version == tested.version for bank in self._banks_B)
             figures["skills/share_new"] = drawn / len(self._banks_B)
