@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import tiny_model, tiny_tokenizer
+from tiny_parts import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from chat_server import Reply, chat_server
-from conftest import tiny_model, tiny_tokenizer
 from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, SummedGRPO
 from threefold.caregiver import SCOPE
 from threefold.cli import main
@@ -23,6 +22,7 @@ from threefold.recipe import RecipeError, parse_recipe
 from threefold.training.play import given_credit
 from threefold.training.run import prepare
 from threefold.trajectory import read_jsonl
+from tiny_parts import tiny_model, tiny_tokenizer
 
 SETTINGS = {
     "environment.name": "caregiver",

@@ -20,7 +20,6 @@ import yaml
 from test_resume import StopAt, weights
 
 from chat_server import chat_server
-from conftest import tiny_model, tiny_tokenizer
 from threefold import GRPO
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation
@@ -35,6 +34,7 @@ from threefold.skills.store import VersionRecord, read_bank, read_record, versio
 from threefold.training.run_directory import RunDirectory
 from threefold.training.skills import settings_of
 from threefold.trajectory import Credited, read_jsonl
+from tiny_parts import tiny_model, tiny_tokenizer
 
 
 class Digits:

@@ -11,8 +11,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trl import GRPOConfig
 
-from conftest import digit, sums, tiny_model, tiny_tokenizer
 from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
+from tiny_parts import digit, sums, tiny_model, tiny_tokenizer
 
 
 class Kept(ThreefoldTrainer):

@@ -13,8 +13,8 @@ from ragged import Ragged
 from trl import GRPOConfig
 from two_processes import Kept
 
-from conftest import tiny_model, tiny_tokenizer
 from threefold import T2GRPO, Limits
+from tiny_parts import tiny_model, tiny_tokenizer
 
 
 class Named(Ragged):

@@ -75,10 +75,18 @@ class MetricsWriter(TrainerCallback):
             values["time/update"] = max(0.0, values["step_time"] - spent)
         line: dict[str, Any] = {**values, "words": self._words()}
         if "reward" in values:  # the first update on a generation batch
-            self._watch = self._watch or Watch(_weights(args, values))
+            self._watch = self._watch or self._watching(_weights(args, values))
             warnings = [str(alarm) for alarm in self._watch.step(values)]
             line |= {"warnings": warnings} if warnings else {}
         self._run.append_metrics(state.global_step, line)
+
+    def _watching(self, weights: dict[str, float]) -> Watch:
+        """A watch that has seen what the run wrote before it was resumed."""
+        watch = Watch(weights)
+        for earlier in self._run.read_metrics():
+            if "reward" in earlier:
+                watch.step(earlier)
+        return watch
 
 
 def _weights(args: Any, values: dict[str, Any]) -> dict[str, float]:

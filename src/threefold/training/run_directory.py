@@ -112,6 +112,14 @@ class RunDirectory:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl so far; a last one that a crash cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.endswith("\n")]
+
     def append_rollouts(self, episodes: Iterable[Credited]) -> None:
         path = self.path / "rollouts.jsonl"
         if path.exists() and path.stat().st_size > ROLLOUT_BYTES:
