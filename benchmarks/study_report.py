@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import study_plots
+import yaml
 
 from threefold.evaluation.intervals import crossed_bootstrap
 
@@ -82,6 +83,12 @@ def read_cell(run: Path) -> dict[str, Any]:
     summary = {e["mode"]: e for e in _read(run / "evaluation.json")["evaluations"] if e["when"] == "after"}
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
+    every = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["training"]["signals_every"]
+    for step in steps:
+        if (step["step"] - 1) % every:
+            # Between these steps a method without signals sees the rows that its update takes, not all.
+            for name in [name for name in step if name.startswith("certainty/")]:
+                del step[name]
     generated = [s.get("dynamic_sampling/generated") for s in steps]
     episodes = sum(1 for _ in (run / "rollouts.jsonl").open(encoding="utf-8"))
     sampled = after["sampled"]
@@ -307,8 +314,8 @@ def _entropy_table(cells: Any, arms: Sequence[str]) -> str:
                 row.append("-" if math.isnan(first) else f"{first:.3f} to {last:.3f}")
         rows.append(row)
     note = (
-        "Nats, first tenth of training to last tenth, measured alike for every arm. Critical tokens are "
-        "those of ISPO's paper, in every tenth step in which there are any."
+        "Nats, first tenth of training to last tenth, measured alike for every arm: on all episodes of every "
+        "tenth step. Critical tokens are those of ISPO's paper, in the steps in which there are any."
     )
     head = ["arm", *(f"{name}, {side}" for name in TOKENS.values() for side in ("right", "wrong"))]
     return note + "\n\n" + _table(head, rows)
@@ -352,7 +359,10 @@ def _cost_table(cells: Any, arms: Sequence[str]) -> str:
         [arm, *(f"{_mean([cell[name] or 0 for cell in _of(cells, arm)]):,.0f}" for name in names)]
         for arm in arms
     ]
-    note = "Mean of the seeds. Seconds are those of cells that ran side by side."
+    note = (
+        "Mean of the seeds. Seconds are those of cells that ran side by side, whatever else the machine did: "
+        "they measure no speed."
+    )
     return note + "\n\n" + _table(["arm", *names.values()], rows)
 
 
