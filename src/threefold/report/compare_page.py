@@ -10,9 +10,8 @@ from pathlib import Path
 from threefold.report.arms import Arm
 from threefold.report.compare import Comparison, Difference, compare, spread
 from threefold.report.curves import Chart, Series, chart_html
-from threefold.report.document import anchored, document, navigation, write_page
+from threefold.report.document import document, navigation, pages, write_page
 from threefold.report.outcomes import SHARES
-from threefold.report.page import notes_html
 
 DRAWN_ARMS = 6
 """Most arms in a chart: there are six colours that can be told apart."""
@@ -88,8 +87,7 @@ def comparison_html(comparison: Comparison) -> str:
         [
             f"<header><h1>{escape(title)}</h1><dl class='facts'>{items}</dl></header>",
             navigation(parts),
-            notes_html(comparison.notes),
-            *anchored(parts),
+            pages(parts),
         ]
     )
     return document(f"{title} - Threefold", body, {})

@@ -127,15 +127,16 @@ def is_number(value: Any) -> bool:
     )
 
 
-def in_words(value: Interval, *, percent: bool = False, signed: bool = False) -> str:
-    """ "12.0 [8.3, 15.7]": percent with one decimal, else three significant digits."""
+def in_words(value: Interval, *, percent: bool = False, signed: bool = False, points: bool = False) -> str:
+    """Such as "12.0 % [8.3, 15.7]": percent, or points of it, with one decimal, else three significant
+    digits."""
 
     def said(number: float) -> str:
         form = ("+" if signed else "") + (".1f" if percent else ".3g")
         text = format(100 * number if percent else number, form)
         return text.replace("-0.0", "0.0") if float(text) == 0 else text
 
-    unit = " %" if percent else ""
+    unit = (" points" if points else " %") if percent else ""
     if value.low is None or value.high is None:
         return said(value.mean) + unit
     return f"{said(value.mean)}{unit} [{said(value.low)}, {said(value.high)}]"
