@@ -76,18 +76,21 @@ def _drops(run: Run) -> str:
         series = _over_training(run.episodes.tallies, state)
         if series is not None:
             about = (
-                f"{channel.capitalize()} at the opening minus that after the last turn, mean over groups with "
+                f"{channel.capitalize()} at the opening minus that after the last turn, mean over groups "
+                f"with "
                 "its 95 % interval; higher is better. It falls too where dialogues are ended early."
             )
             charts.append(chart_html(Chart(f"How far {state} fell, in training", (series,), about)))
     if not rows and not charts:
         return ""
     table = (
-        "<div class=scroll><table class=results><thead><tr><th>held out</th><th>mode</th><th>before training</th>"
+        "<div class=scroll><table class=results><thead><tr><th>held out</th><th>mode</th><th>before "
+        "training</th>"
         f"<th>after</th><th>change, paired</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
     return (
-        "<section><h2>From the opening to the last turn</h2><p class=lead>Distress (D) and resistance (R) are "
+        "<section><h2>From the opening to the last turn</h2><p class=lead>Distress (D) and resistance (R) "
+        "are "
         "tiers from 0 to 3, read from what the simulated patient says and shows; lower is calmer. Read them "
         "beside how long dialogues were and how they ended: a patient who walks off is not calm.</p>"
         f"{table if rows else ''}{_endings(run)}<div class='charts'>{''.join(charts)}</div></section>"
@@ -108,7 +111,7 @@ def _endings(run: Run) -> str:
 def _over_training(tallies: Tallies, state: str) -> Series | None:
     found = {
         (stretch.first + stretch.last) // 2: stretch.drops[state].interval()
-        for stretch in tallies.stretches
+        for stretch in tallies.pooled()
         if state in stretch.drops
     }
     return course_over_steps(state, found) if found else None
@@ -143,7 +146,8 @@ def _training_by_turn(tallies: Tallies) -> str:
         return ""
     reached = "; ".join(f"{name}: {_reached(part)}" for name, part in parts)
     return (
-        "<section><h2>By turn, in training</h2><p class=lead>All recorded dialogues of the policy as it learned, "
+        "<section><h2>By turn, in training</h2><p class=lead>All recorded dialogues of the policy as it "
+        "learned, "
         "turn 0 being the opening. Later turns are those of the dialogues that got so far. "
         f"Groups with a dialogue at each turn, {escape(reached)}.</p>"
         f'<div class="charts">{"".join(charts)}</div></section>'
@@ -188,13 +192,14 @@ def _by_step(tallies: Tallies, rules: Counter[str]) -> str:
     by_rule = Chart(
         "Violations by rule",
         tuple(
-            Series(rule, {_middle(s): s.rules[rule] / s.episodes for s in tallies.stretches}, colour)
+            Series(rule, {_middle(s): s.rules[rule] / s.episodes for s in tallies.pooled()}, colour)
             for colour, rule in enumerate(drawn)
         ),
-        "Share of the episodes that broke each rule, on top of each other; an episode counts for its first one.",
+        "Share of the episodes that broke each rule, on top of each other; an episode counts for its first "
+        "one.",
         stacked=True,
     )
-    shares = {_middle(s): s.violating.interval((0, 1)) for s in tallies.stretches}
+    shares = {_middle(s): s.violating.interval((0, 1)) for s in tallies.pooled()}
     whole = Chart(
         "Violations by step",
         (course_over_steps("broke a rule", shares, 1),),
@@ -255,8 +260,10 @@ def _swaps(run: Run) -> str:
         return "".join(swap_html(swap) for swap in run.swaps)
     directory = escape(run.directory.resolve().name)
     return (
-        "<section><h2>Another simulator</h2><p class=lead>Not measured. What is learned on one simulated patient "
+        "<section><h2>Another simulator</h2><p class=lead>Not measured. What is learned on one simulated "
+        "patient "
         "counts for something only if it holds on another one: <code>threefold eval RUN --swap "
-        f"environment.options.perturb=0.5 --output {directory}/swap.json</code> plays the same scenarios with "
+        f"environment.options.perturb=0.5 --output {directory}/swap.json</code> plays the same scenarios "
+        f"with "
         "other coefficients, and this page then shows the change.</p></section>"
     )

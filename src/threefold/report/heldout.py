@@ -134,7 +134,8 @@ def groups_html(evaluations: Sequence[Evaluation]) -> str:
         return ""
     return (
         "<section><h2>By group of tasks, held out</h2><p class=lead>Shares in percent, other scores in their "
-        "own units, each with its interval over the group's tasks. Groups of few tasks have wide intervals, and "
+        "own units, each with its interval over the group's tasks. Groups of few tasks have wide "
+        "intervals, and "
         f"among many groups some differ by chance.</p>{''.join(tables)}</section>"
     )
 

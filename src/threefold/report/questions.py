@@ -260,7 +260,8 @@ def _rules(run: Run) -> tuple[list[Finding], bool | None]:
         early = tallies.part(0, 0.2)
         assert early is not None
         text = (
-            f"In training {sum(whole.rules.values()):,} of {whole.episodes:,} recorded episodes broke a rule: "
+            f"In training {sum(whole.rules.values()):,} of {whole.episodes:,} recorded episodes broke a "
+            f"rule: "
             f"{in_words(early.violating.interval((0, 1)), percent=True)} in the first fifth, "
             f"{in_words(recent.violating.interval((0, 1)), percent=True)} in the last."
         )

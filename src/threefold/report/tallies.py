@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from threefold.report.intervals import Moments
 from threefold.report.records import Head
@@ -84,6 +85,21 @@ class Use:
         self.right += bool(success)
         self.turns += turns
 
+    def merge(self, other: Use) -> None:
+        self.episodes += other.episodes
+        self.scored += other.scored
+        self.right += other.right
+        self.turns += other.turns
+
+    def without(self, other: Use) -> Use:
+        """The rest, where `other` is a part of this."""
+        return Use(
+            self.episodes - other.episodes,
+            self.scored - other.scored,
+            self.right - other.right,
+            self.turns - other.turns,
+        )
+
 
 @dataclass
 class Tallies:
@@ -103,6 +119,20 @@ class Tallies:
     @property
     def episodes(self) -> int:
         return sum(stretch.episodes for stretch in self.stretches)
+
+    def pooled(self, most: int = 15, groups: int = 8) -> list[Stretch]:
+        """The stretches, neighbours put together: at most `most`, each with `groups` groups where that leaves
+        at least three."""
+        total = sum(stretch.violating.count for stretch in self.stretches)
+        count = max(1, min(most, len(self.stretches), max(3, total // groups)))
+        ends = [round(i * len(self.stretches) / count) for i in range(count + 1)]
+        found = []
+        for first, last in pairwise(ends):
+            whole = Stretch(self.stretches[first].first, self.stretches[first].last)
+            for stretch in self.stretches[first:last]:
+                whole.merge(stretch)
+            found.append(whole)
+        return found if self.stretches else []
 
     def part(self, first: float, last: float) -> Stretch | None:
         """The stretches of a part of the run as one: from share `first` of it to share `last`."""

@@ -28,7 +28,13 @@ function showPart() {
 
 if (parts.length) {
   document.documentElement.classList.add("paged");
-  addEventListener("hashchange", () => { showPart(); scrollTo(0, 0); hideTip(); });
+  addEventListener("hashchange", () => {
+    showPart();
+    hideTip();
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target && !target.matches(".part")) target.scrollIntoView();
+    else scrollTo(0, 0);
+  });
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
     if (event.target.closest?.("input, select, textarea, svg, tbody")) return;
@@ -37,6 +43,9 @@ if (parts.length) {
     if (wanted !== null && links[wanted]) links[wanted].click();
   });
   showPart();
+  addEventListener("load", () => {
+    if (!history.state?.place && partOf(location.hash).id === location.hash.slice(1)) scrollTo(0, 0);
+  });
 }
 
 // ---- keeping the reader's place over a reload
