@@ -10,7 +10,7 @@ from typing import Any
 from threefold.evaluation.episodes import EpisodeEvaluation
 from threefold.evaluation.intervals import Interval
 from threefold.recipe import parse_recipe
-from threefold.skills.bank import Add, Bank, Edit, apply, operation_to_dict
+from threefold.skills.bank import Add, Bank, Modify, apply, operation_to_dict
 from threefold.skills.skill import Skill
 from threefold.skills.store import VersionRecord, write_version
 from threefold.skills.triggers import Trigger
@@ -24,7 +24,8 @@ SUBTYPES = ("DLB", "FTD-bv", "VaD")
 def care_episode(
     step: int, group: int, member: int, *, levels: list[float], rule: str | None = None, subtype: str = "DLB"
 ) -> Credited:
-    """A dialogue whose distress is `levels` at the opening and after each turn; a rule is broken in its last."""
+    """A dialogue whose distress is `levels` at the opening and after each turn; a rule is broken in its
+    last."""
     turns = len(levels) - 1
     pieces = [(-1, "<|user|>Where is my coat?")]
     for turn in range(turns):
@@ -83,7 +84,7 @@ def care_evaluation(rise: float) -> EpisodeEvaluation:
         mean_turns=3.0,
         mean_length=40.0,
         seconds=1.0,
-        by_group={name: scores for name in SUBTYPES},
+        by_group=dict.fromkeys(SUBTYPES, scores),
         group_sizes=dict.fromkeys(SUBTYPES, 4),
         courses={"D": [interval(1.5), interval(1.2), interval(1.5 - rise)]},
     )
@@ -122,7 +123,13 @@ def write_care_run(path: Path, *, steps: int = 12, groups: int = 6, members: int
 
 def write_swap(run_dir: Path, words: str = "environment.options.perturb=0.5") -> None:
     """What `threefold eval --swap --output RUN/swap.json` leaves."""
-    change: dict[str, Any] = {"score": "D, last turn", "mode": "sampled", "mean": 0.3, "low": 0.1, "high": 0.5}
+    change: dict[str, Any] = {
+        "score": "D, last turn",
+        "mode": "sampled",
+        "mean": 0.3,
+        "low": 0.1,
+        "high": 0.5,
+    }
     swap = {
         "overrides": [words],
         "evaluations": [care_evaluation(0.5).to_json()],
@@ -166,7 +173,7 @@ def write_bank(run_dir: Path, said: str = "Open it before you search elsewhere."
     )
     changed = Skill("open-it", "You stand before something closed.", said + "\nThen look inside.", revision=2)
     bundle = [
-        Edit(changed, "half of the failures did not look"),
+        Modify(changed, "half of the failures did not look"),
         Add(Skill("never", "Nothing fits.", "Wait.", Trigger("action_pattern", "dance")), "a try"),
     ]
     two = apply(one, bundle, "v2", 8)

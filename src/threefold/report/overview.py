@@ -73,7 +73,7 @@ _UNKNOWN = '<span class="muted">not recorded</span>'
 
 def status(run: Run) -> str:
     last = run.metrics.last_step
-    planned = _planned_steps(run.config)
+    planned = planned_steps(run.config)
     if last is None:
         return "no step is recorded"
     if planned is None:
@@ -83,7 +83,8 @@ def status(run: Run) -> str:
     return f"stopped at step {last} of {planned}, or still running"
 
 
-def _planned_steps(config: Mapping[str, Any]) -> int | None:
+def planned_steps(config: Mapping[str, Any]) -> int | None:
+    """Optimizer updates that the recipe asks for, None where it does not say."""
     value = _find(config, "max_steps")
     if value is None:
         value = _find(config, "steps")

@@ -49,7 +49,8 @@ def answers(run: Run, controls: Sequence[Finding] = ()) -> tuple[Answer, Answer,
 
     Args:
         run: What was read.
-        controls: What a noise control among the runs says of this one; see `arms.control_pairs`.
+        controls: What a noise control among the runs says of this one, the decisive finding first; see
+            `arms.control_pairs`.
     """
     return learning(run), signal(run, controls), safety(run)
 
@@ -132,13 +133,14 @@ def signal(run: Run, controls: Sequence[Finding] = ()) -> Answer:
     dead = _values(run, "signal/dead_outcome")
     if not dead and not findings:
         return Answer("Is the signal real?", "Not recorded", "unknown", ())
-    bad = [finding for finding in findings if finding.tone == "bad"]
+    bad = any(finding.tone == "bad" for finding in findings)
     mean = math.fsum(dead) / len(dead) if dead else 0.0
-    if any(finding in controls for finding in bad):
-        verdict, tone = "No more than noise, as far as this shows", "bad"
+    if controls and controls[0].tone != "good":
+        worse = controls[0].tone == "bad"
+        verdict, tone = ("No, less than noise gives" if worse else "Not shown to be more than noise"), "plain"
     elif bad:
         verdict, tone = "Partly", "bad"
-    elif any(finding.tone == "good" for finding in controls):
+    elif controls:
         verdict, tone = "Yes, more than its noise control", "good"
     elif mean > 0.5:
         verdict, tone = "From less than half of the groups", "plain"

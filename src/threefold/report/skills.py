@@ -208,7 +208,8 @@ def _used(versions: Sequence[Version], tallies: Tallies) -> str:
         "does, so success with and without it says nothing of its effect: the tests above do.</p>"
         '<div class=scroll tabindex="0" role="region" aria-label="Which skills fired"><table '
         'class="results groups">'
-        f"<thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<thead><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
         f"</div>{_by_version(played, tallies)}</section>"
     )
 
