@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser_parts import start
 
 from threefold.recipe import parse_recipe
 from threefold.training.run_directory import RunDirectory
@@ -308,3 +310,9 @@ def write_study(folder: Path, *, problems: int = 60) -> list[Path]:
 @pytest.fixture
 def make_study() -> Callable[..., list[Path]]:
     return write_study
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium; the test is skipped, with the reason, where there is none."""
+    yield from start(tmp_path_factory.mktemp("profile"))
