@@ -8,6 +8,7 @@ remembers dialogues (a `Session`) forwards only what is new; any other gets whol
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -92,6 +93,9 @@ def run_episodes(
     back. A session is closed in the end, whatever happens. An environment that raises ends its own episode
     with `ended="error: ..."` and a None reward; the others go on.
 
+    Environments are stepped one after the other, or, where they have an attribute `concurrency`, so many at a
+    time, in threads: for those that wait for somebody else's answer. What comes of it is the same.
+
     Returns:
         One `Trajectory` for each start, in order.
     """
@@ -116,8 +120,10 @@ def run_episodes(
                 for number in live
             ]
             outputs = _generate(generate, live, contexts, room)
-            for number, (ids, logprobs) in zip(live, outputs, strict=True):
-                _take_turn(rows[number], turn, ids, logprobs, tokenizer, limits)
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
+            answers = _step_all([rows[number] for number in live], texts)
+            for number, (ids, logprobs), text, answered in zip(live, outputs, texts, answers, strict=True):
+                _take_turn(rows[number], turn, ids, logprobs, text, answered, tokenizer, limits)
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
@@ -159,20 +165,42 @@ def _open(row: _Row, tokenizer: Tokenizer) -> None:
     row.last = observation
 
 
+def _step_all(rows: Sequence[_Row], texts: Sequence[str]) -> list[Observation | Exception]:
+    """What each row's environment answers, or how it failed, in the order of the rows.
+
+    Nothing but the environments runs in the threads: a tokenizer is not safe in several.
+    """
+
+    def step(row: _Row, text: str) -> Observation | Exception:
+        try:
+            return row.environment.step(text)
+        except Exception as error:  # its own row is told, by `_take_turn`
+            return error
+
+    most = max(getattr(_played(row.environment), "concurrency", 1) for row in rows)
+    if most == 1 or len(rows) == 1:
+        return [step(row, text) for row, text in zip(rows, texts, strict=True)]
+    with ThreadPoolExecutor(min(most, len(rows))) as pool:
+        return list(pool.map(step, rows, texts))
+
+
 def _take_turn(
     row: _Row,
     turn: int,
     ids: Sequence[int],
     logprobs: Sequence[float | None] | None,
+    text: str,
+    answered: Observation | Exception,
     tokenizer: Tokenizer,
     limits: Limits,
 ) -> None:
     row.append(ids, turn, logprobs)
-    text = tokenizer.decode(ids, skip_special_tokens=True)
     skills = row.last.skills  # those of the prompt that this turn answers
 
     def act() -> None:
-        observation = row.last = row.environment.step(text)
+        if isinstance(answered, Exception):
+            raise answered
+        observation = row.last = answered
         row.turns.append(
             Turn(
                 text=text,
@@ -241,9 +269,14 @@ def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
     return trajectories
 
 
+def _played(environment: Environment) -> Environment:
+    """The environment itself: a wrapper is not what was played."""
+    return getattr(environment, "unwrapped", environment)
+
+
 def _trajectory(row: _Row, environment_name: str) -> Trajectory:
     violation: Violation | None = row.last.violation
-    played = getattr(row.environment, "unwrapped", row.environment)  # a wrapper is not what was played
+    played = _played(row.environment)
     return Trajectory(
         task_id=row.start.task.id,
         group_id=row.start.group_id,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from chat_server import Reply, chat_server
+from threefold.caregiver import CaregiverDialogues
 from threefold.envs.caregiver.environment import Caregiver, tasks
 from threefold.envs.caregiver.llm_judge import Combined, LLMJudge
 from threefold.envs.caregiver.llm_patient import LLMPatient
 from threefold.envs.caregiver.rule_judge import RuleJudge
 from threefold.envs.caregiver.scenarios import generate
 from threefold.llm import ChatEndpoint
+from threefold.rollout.driver import Limits, Start, run_episodes
+from threefold.trajectory import Trajectory
 
 TASK = tasks(generate(0)[:1])[0]
 
@@ -62,3 +68,78 @@ def test_rubrics_by_one_judge_and_safety_by_another() -> None:
         assert server.seen == []
     assert observation.violation is not None
     assert (observation.violation.rule, observation.violation.turn) == ("unsafe_initiated_action", 0)
+
+
+class Words:
+    """A tokenizer of single characters with a chat template that only grows."""
+
+    eos_token_id = 0
+
+    def apply_chat_template(
+        self, conversation: Any, *, add_generation_prompt: bool = False, **_: Any
+    ) -> list[int]:
+        ids: list[int] = []
+        for message in conversation:
+            ids += [ord(message["role"][0]), ord(":"), *map(ord, message["content"]), 0]
+        return [*ids, ord("a"), ord(":")] if add_generation_prompt else ids
+
+    def decode(self, token_ids: Sequence[int], **_: Any) -> str:
+        return "".join(chr(i) for i in token_ids if i)
+
+
+def play_group(source: CaregiverDialogues, members: int, turns: int) -> list[Trajectory]:
+    (task,) = source.tasks("train", 1, 0)
+    starts = [Start(task, seed=3, group_id=0, member=member) for member in range(members)]
+
+    def generate(contexts: Any, max_new_tokens: int) -> list[Any]:
+        return [([*map(ord, f"You sound worried, number {i}."), 0], None) for i, _ in enumerate(contexts)]
+
+    limits = Limits(turns=turns, turn_tokens=60, completion_tokens=100_000)
+    return run_episodes(starts, source, generate, Words(), limits=limits)
+
+
+def test_the_patients_of_a_group_are_asked_side_by_side_and_replayed_without_a_server(tmp_path: Path) -> None:
+    """Each answer waits until three requests are under way: asked one after the other, they would all fail.
+    The endpoint's own bound is never passed, and each answer belongs to its own dialogue."""
+    together, members, turns = threading.Barrier(3), 6, 2
+
+    def script(body: dict[str, Any]) -> str:
+        asked = body["messages"][-1]["content"]
+        if "word yes" in asked:
+            return "yes"
+        together.wait(timeout=30)
+        last = asked.rpartition("Caregiver: ")[2].splitlines()[0]
+        return json.dumps({"utterance": f"I heard: {last}", "labels": [], "accepts": False, "leaves": False})
+
+    def source(**settings: Any) -> CaregiverDialogues:
+        record = {"model": "m", "record": str(tmp_path / "patient.jsonl"), "concurrency": 3, **settings}
+        return CaregiverDialogues(turns=turns, short_prompt=True, patient="endpoint", patient_endpoint=record)
+
+    with chat_server(script) as server:
+        played = play_group(source(base_url=server.url, retries=0), members, turns)
+        assert server.busiest == 3
+        assert len(server.seen) == 1 + members * turns
+    for member, episode in enumerate(played):
+        heard = [turn.observation for turn in episode.turns]
+        assert heard == [f"I heard: You sound worried, number {member}."] * turns
+        assert episode.turns[-1].state["fault"] == 0
+    assert play_group(source(), members, turns) == played  # the server is gone
+
+
+def test_safety_by_an_endpoint_is_asked_side_by_side(tmp_path: Path) -> None:
+    """Broken answers of several dialogues at once are all counted."""
+    together = threading.Barrier(2)
+
+    def script(body: dict[str, Any]) -> str:
+        if "word yes" in body["messages"][-1]["content"]:
+            return "yes"
+        together.wait(timeout=30)
+        return "{broken"
+
+    with chat_server(script) as server:
+        judge = {"base_url": server.url, "model": "m", "concurrency": 2, "retries": 0}
+        source = CaregiverDialogues(turns=1, short_prompt=True, safety="endpoint", judge_endpoint=judge)
+        played = play_group(source, members=4, turns=1)
+        assert server.busiest == 2
+    assert [episode.turns[-1].state["unjudged"] for episode in played] == [1.0] * 4
+    assert [set(episode.rewards.values()) for episode in played] == [{None}] * 4
