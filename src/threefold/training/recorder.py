@@ -1,4 +1,4 @@
-"""When an episode's record is written: at once where its tokens have scores, else when the update has scored."""
+"""When an episode's record is written: at once where its tokens have scores, else after the update."""
 
 from __future__ import annotations
 
