@@ -238,6 +238,7 @@ def _ending(episode: Trajectory) -> dict[str, float | None]:
         "D, last turn": last["D"],
         "R, last turn": last["R"],
         "left": last["left"],
+        "turns": float(len(answered)),
         "malformed turn": float(last["malformed"] > 0),
         "simulator fault": float(last["fault"] > 0),
         "unjudged safety": float(last["unjudged"] > 0),
