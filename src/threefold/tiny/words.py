@@ -48,14 +48,14 @@ class Language:
 
 def folder(cache: Path, name: str = "tiny-words") -> Path:
     """The folder of model and tokenizer below `cache`, made on first use. Its name holds a fingerprint of
-    the vocabulary; the weights are those of seed 0.
+    vocabulary and size; the weights are those of seed 0.
 
     Raises:
         KeyError: `name` is not one of `LANGUAGES`.
     """
     language = LANGUAGES[name]
     tokenizer = _tokenizer(name)
-    made_of = tokenizer.backend_tokenizer.to_str() + CHAT_TEMPLATE + str(CONTEXT)
+    made_of = f"{tokenizer.backend_tokenizer.to_str()}{CHAT_TEMPLATE}{CONTEXT} {language.layers} layers"
     target = cache / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
     if (target / "config.json").exists():
         return target
