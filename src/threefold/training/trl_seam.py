@@ -289,7 +289,15 @@ class TrlSeam(GRPOTrainer):
                 wanted = replace(wanted, **{name: False})
         self._speedups = wanted
         if wanted.share_prompts:
-            shared_prompt.share_prompts(inner)
+            for scored in (inner, *self._frozen_models()):
+                if shared_prompt.why_not(scored) is None:
+                    shared_prompt.share_prompts(scored)
+
+    def _frozen_models(self) -> list[PreTrainedModel]:
+        """The models that are only scored: a copy of the initial weights, a reference."""
+        found = [getattr(self, "_frozen_base", None), self.ref_model]
+        unwrapped = [self.accelerator.unwrap_model(model) for model in found if model is not None]
+        return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in unwrapped]
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
