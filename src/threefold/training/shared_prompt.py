@@ -81,11 +81,22 @@ def share_prompts(model: PreTrainedModel) -> None:
         if fused_lm_head:
             others["fused_lm_head"] = True
         ours = fused_lm_head and len(given) == 3 and not args and set(others) == {"fused_lm_head"}
-        if not ours or not _may_keep_keys(self) or not _are_runs(given["attention_mask"], given["labels"]):
+        ours = ours and not hasattr(self, "_threefold_plain") and _may_keep_keys(self)
+        if not ours or not _are_runs(given["attention_mask"], given["labels"]):
             return plain_forward(*args, **given, **others)
         return _scored(self, plain_forward, **given)
 
     model.forward = types.MethodType(forward, model)
+
+
+@contextmanager
+def scored_plainly(model: Any) -> Iterator[None]:
+    """TRL's own forward inside, for those who watch the backbone."""
+    model._threefold_plain = True
+    try:
+        yield
+    finally:
+        del model._threefold_plain
 
 
 def _may_keep_keys(model: Any) -> bool:
