@@ -29,6 +29,7 @@ SHORT_NAMES = {
     "toy": "threefold.envs.toy:EchoThenNext",
     "errands": "threefold.envs.errands:Errands",
     "textworld": "threefold.envs.textworld_express:TextWorldExpress",
+    "scienceworld": "threefold.envs.scienceworld:ScienceWorld",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
 }
 """Environments that come with the package."""

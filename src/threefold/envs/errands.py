@@ -22,8 +22,8 @@ import random
 from collections.abc import Sequence
 from typing import Literal, cast
 
-from threefold.envs.actions import parse
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
+from threefold.envs.text_game import parse
 from threefold.trajectory import Trajectory
 
 Split = Literal["train", "seen", "unseen"]

@@ -35,12 +35,11 @@ import difflib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice, zip_longest
 from typing import Any
 
-from threefold.envs.actions import parse
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
 from threefold.envs.java import EngineDied, JavaEngine
+from threefold.envs.text_game import in_turn, parse, scored
 from threefold.trajectory import Trajectory
 
 GAMES = (
@@ -144,7 +143,7 @@ class TextWorldExpress:
         unseen = split in ("unseen", "test")
         games = self._unseen_games if unseen else self._games
         parameters = self._unseen_parameters if unseen else self._parameters
-        return list(islice(_in_turn([_tasks(split, g, parameters.get(g, {}), seed) for g in games]), size))
+        return in_turn([_tasks(split, g, parameters.get(g, {}), seed) for g in games])[:size]
 
     @staticmethod
     def groups(task: Task) -> tuple[str, ...]:
@@ -181,10 +180,6 @@ def _tasks(split: str, game: str, parameters: Mapping[str, int], seed: int) -> l
     random.Random(f"{name}/{game}/{seed}").shuffle(seeds)
     fields = {"game": game, "fold": fold, "parameters": dict(parameters)}
     return [Task(f"{name}-{game}-{number}", {**fields, "seed": number}) for number in seeds]
-
-
-def _in_turn(lists: Sequence[Sequence[Task]]) -> chain[Task]:
-    return chain.from_iterable([t for t in row if t is not None] for row in zip_longest(*lists))
 
 
 class TextWorldEngine(JavaEngine):
@@ -330,16 +325,3 @@ class TextWorldGame:
                 del self._engine.last_to_act[self._made]
             self._engine.release(self._life, *self._made[:2], self._game)
             self._game = None
-
-
-def scored(episode: Trajectory) -> EpisodeScore:
-    """Score at the end, success, and the share of valid actions."""
-    turns = episode.turns
-    return EpisodeScore(
-        rewards={
-            "score": turns[-1].state.get("score", 0.0) if turns else 0.0,
-            "success": float(bool(episode.success)),
-            "valid": sum(turn.rewards.get("valid", 0.0) for turn in turns) / max(1, len(turns)),
-        },
-        success=bool(episode.success),
-    )
