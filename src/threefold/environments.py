@@ -30,6 +30,7 @@ SHORT_NAMES = {
     "errands": "threefold.envs.errands:Errands",
     "textworld": "threefold.envs.textworld_express:TextWorldExpress",
     "scienceworld": "threefold.envs.scienceworld:ScienceWorld",
+    "gymnasium": "threefold.envs.gymnasium_text:GymnasiumText",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
 }
 """Environments that come with the package."""
