@@ -28,6 +28,7 @@ SHORT_NAMES = {
     "toy": "threefold.envs.toy:EchoThenNext",
     "errands": "threefold.envs.errands:Errands",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
+    "household": "threefold.envs.household.environment:HouseholdGames",
 }
 """Environments that come with the package."""
 
