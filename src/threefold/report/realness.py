@@ -84,7 +84,7 @@ def _dominance(run: Run) -> list[Finding]:
     """Which reward channel the summed reward differs by."""
     weights = weights_of(run)
     spreads = {}
-    for metric, values in run.metrics.metrics.items():
+    for metric, values in run.metrics.columns.items():
         if metric.startswith("rewards/") and metric.endswith("/std"):
             name = metric.removeprefix("rewards/").removesuffix("/std")
             newest = list(values.values())[-max(1, len(values) // 5) :]
