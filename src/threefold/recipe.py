@@ -141,6 +141,8 @@ class WarmStart(_Part):
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(8, ge=1)
+    by_length: bool = False
+    """Put dialogues of about the same length into one update: less padding, batches that are less mixed."""
 
 
 class Speedups(_Part):
