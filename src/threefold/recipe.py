@@ -126,6 +126,8 @@ class Environment(_Part):
     """New tokens the agent may write in one turn."""
     completion_tokens: int | None = Field(None, ge=1)
     """Tokens after the opening, the environment's included; None is training.max_completion_tokens."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that episodes are played in; 0 plays them in this one, None leaves it to the environment."""
 
 
 class WarmStart(_Part):

@@ -3,6 +3,9 @@
 The dialogue grows and is never tokenised twice: what the agent wrote stays as the sampler's ids, and only the
 environment's new messages are tokenised, each with the chat template's own markers around it. A sampler that
 remembers dialogues (a `Session`) forwards only what is new; any other gets whole contexts.
+
+Environments answer one after the other, unless they say that so many may be asked at the same time
+(`concurrency`, as those of `envs.pool` do): then each is asked in a thread. Only they run in threads.
 """
 
 from __future__ import annotations
@@ -68,6 +71,9 @@ class _Row:
         self.last = Observation()
         self.ended = ""
 
+    def begin(self) -> Observation:
+        return self.environment.reset(self.start.task, self.start.seed, self.start.member)
+
     def append(self, ids: Sequence[int], turn: int, logprobs: Sequence[float | None] | None = None) -> None:
         self.token_ids.extend(ids)
         self.turn_ids.extend([turn] * len(ids))
@@ -93,9 +99,6 @@ def run_episodes(
     back. A session is closed in the end, whatever happens. An environment that raises ends its own episode
     with `ended="error: ..."` and a None reward; the others go on.
 
-    Environments are stepped one after the other, or, where they have an attribute `concurrency`, so many at a
-    time, in threads: for those that wait for somebody else's answer. What comes of it is the same.
-
     Returns:
         One `Trajectory` for each start, in order.
     """
@@ -106,8 +109,9 @@ def run_episodes(
             environment = make_environment()
             open_environments.callback(environment.close)
             rows.append(_Row(start, environment))
-        for row in rows:
-            _guarded(row, partial(_open, row, tokenizer))
+        ask = _asking(rows, open_environments)
+        for row, opening in zip(rows, ask([row.begin for row in rows]), strict=True):
+            _guarded(row, partial(_open, row, opening, tokenizer))
         if isinstance(generate, Session):
             open_environments.callback(generate.close)
         for turn in range(limits.turns):
@@ -121,9 +125,12 @@ def run_episodes(
             ]
             outputs = _generate(generate, live, contexts, room)
             texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
-            answers = _step_all([rows[number] for number in live], texts)
-            for number, (ids, logprobs), text, answered in zip(live, outputs, texts, answers, strict=True):
-                _take_turn(rows[number], turn, ids, logprobs, text, answered, tokenizer, limits)
+            answers = ask(
+                [partial(rows[i].environment.step, said) for i, said in zip(live, texts, strict=True)]
+            )
+            for number, (ids, logprobs), text, answer in zip(live, outputs, texts, answers, strict=True):
+                rows[number].append(ids, turn, logprobs)
+                _take_turn(rows[number], turn, ids, text, answer, tokenizer, limits)
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
@@ -146,6 +153,29 @@ def _generate(
     ]
 
 
+Answer = Observation | Exception
+"""What an environment came up with: its failure ends one episode, so it is handed on like an answer."""
+
+
+def _asking(
+    rows: Sequence[_Row], closing: ExitStack
+) -> Callable[[Sequence[Callable[[], Observation]]], list[Answer]]:
+    """How the environments are asked: in turn, or as many at a time as all of them allow."""
+    most = min((getattr(row.environment, "concurrency", 1) for row in rows), default=1)
+    if most < 2 or len(rows) < 2:
+        return lambda calls: [_answer(call) for call in calls]
+    threads = ThreadPoolExecutor(min(most, len(rows)), "environments")
+    closing.callback(threads.shutdown)
+    return lambda calls: list(threads.map(_answer, calls))
+
+
+def _answer(call: Callable[[], Observation]) -> Answer:
+    try:
+        return call()
+    except Exception as error:  # an environment may fail in any way; the others' episodes must not be lost
+        return error
+
+
 def _guarded(row: _Row, act: Callable[[], None]) -> None:
     """An environment's failure ends its own episode; the reason goes into the record."""
     try:
@@ -154,8 +184,9 @@ def _guarded(row: _Row, act: Callable[[], None]) -> None:
         row.ended = f"error: {type(error).__name__}: {error}"
 
 
-def _open(row: _Row, tokenizer: Tokenizer) -> None:
-    observation = row.environment.reset(row.start.task, row.start.seed, row.start.member)
+def _open(row: _Row, observation: Answer, tokenizer: Tokenizer) -> None:
+    if isinstance(observation, Exception):
+        raise observation
     ids = tokenizer.apply_chat_template(
         list(observation.messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
@@ -165,42 +196,22 @@ def _open(row: _Row, tokenizer: Tokenizer) -> None:
     row.last = observation
 
 
-def _step_all(rows: Sequence[_Row], texts: Sequence[str]) -> list[Observation | Exception]:
-    """What each row's environment answers, or how it failed, in the order of the rows.
-
-    Nothing but the environments runs in the threads: a tokenizer is not safe in several.
-    """
-
-    def step(row: _Row, text: str) -> Observation | Exception:
-        try:
-            return row.environment.step(text)
-        except Exception as error:  # its own row is told, by `_take_turn`
-            return error
-
-    most = max(getattr(_played(row.environment), "concurrency", 1) for row in rows)
-    if most == 1 or len(rows) == 1:
-        return [step(row, text) for row, text in zip(rows, texts, strict=True)]
-    with ThreadPoolExecutor(min(most, len(rows))) as pool:
-        return list(pool.map(step, rows, texts))
-
-
 def _take_turn(
     row: _Row,
     turn: int,
     ids: Sequence[int],
-    logprobs: Sequence[float | None] | None,
     text: str,
-    answered: Observation | Exception,
+    observation: Answer,
     tokenizer: Tokenizer,
     limits: Limits,
 ) -> None:
-    row.append(ids, turn, logprobs)
+    """What the environment's answer to the agent's `text` means for a row."""
     skills = row.last.skills  # those of the prompt that this turn answers
 
     def act() -> None:
-        if isinstance(answered, Exception):
-            raise answered
-        observation = row.last = answered
+        if isinstance(observation, Exception):
+            raise observation
+        row.last = observation
         row.turns.append(
             Turn(
                 text=text,
@@ -269,20 +280,15 @@ def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
     return trajectories
 
 
-def _played(environment: Environment) -> Environment:
-    """The environment itself: a wrapper is not what was played."""
-    return getattr(environment, "unwrapped", environment)
-
-
 def _trajectory(row: _Row, environment_name: str) -> Trajectory:
     violation: Violation | None = row.last.violation
-    played = _played(row.environment)
+    played = getattr(row.environment, "unwrapped", row.environment)  # a wrapper is not what was played
     return Trajectory(
         task_id=row.start.task.id,
         group_id=row.start.group_id,
         member=row.start.member,
         seed=row.start.seed,
-        environment=environment_name or type(played).__name__,
+        environment=environment_name or getattr(played, "played_as", type(played).__name__),
         opening=row.opening,
         segments=(Segment(tuple(row.token_ids), tuple(row.turn_ids), tuple(row.logprobs)),),
         turns=tuple(row.turns),

@@ -138,10 +138,8 @@ def _errands() -> list[str]:
 
 def _care() -> list[str]:
     """Care dialogues as a warm start shows them: the expert's, the ordinary caregiver's, unsafe replies."""
-    shown = {"turns": 4, "unsafe_share": 0.3, "ordinary_share": 0.3, "short_prompt": True}
-    return [
-        message["content"] for played in conversations(generate(0), **shown) for message in played.messages
-    ]
+    shown = conversations(generate(0), turns=4, unsafe_share=0.3, ordinary_share=0.3, short_prompt=True)
+    return [message["content"] for played in shown for message in played.messages]
 
 
 LANGUAGES: Mapping[str, Language] = {
