@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.report_only:
         for batch in batches(options.arms, options.seeds, options.at_once):
             with ThreadPoolExecutor(options.at_once) as pool:
-                done = pool.map(lambda cell: run_cell(*cell, options), batch)
+                done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
     write(options, command)
