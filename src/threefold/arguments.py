@@ -296,13 +296,13 @@ _SKILL_ACTIONS = {
         "the skills of a version, or one SKILL.md",
         "threefold skills show runs/errands ask-before-open-something",
     ),
-    "diff": ("what leads from one version to another", "threefold skills diff runs/errands v0 v1"),
+    "diff": ("what leads from one version to another", "threefold skills diff my-bank v0 v1"),
     "history": (
         "versions with evidence, tests, posteriors and decisions",
         "threefold skills history runs/errands",
     ),
     "validate": ("check a bank, a folder of skills or a SKILL.md", "threefold skills validate runs/errands"),
-    "import": ("add skills of others as a new version", "threefold skills import runs/errands my-skills"),
+    "import": ("add skills of others as a new version", "threefold skills import my-bank my-skills"),
     "export": (
         "copy a version's skills to a folder that coding agents read",
         "threefold skills export runs/errands .agents/skills",

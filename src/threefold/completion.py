@@ -20,7 +20,7 @@ _OFFERED = {
     RECIPE: shtab.FILE,
     PATH: shtab.FILE,
     RUN: shtab.DIRECTORY,
-    OVERRIDES: dict.fromkeys(("bash", "zsh", "fish"), _KEYS),
+    OVERRIDES: {"bash": _KEYS, "zsh": _KEYS, "fish": f"({_KEYS})"},
 }
 # A key is followed by its value, so no space may follow. bash decides that outside of shtab's function.
 _AFTER_BASH = """
