@@ -156,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     view.set_defaults(run=_view)
     _add_compare(commands)
     _add_skills(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -216,6 +217,42 @@ def _add_skills(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         if name in ("show", "export"):
             action.add_argument("--version", help="a version (default: the one in use)")
     skills.set_defaults(run=_skills)
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure Threefold beside plain TRL on this machine",
+        epilog="examples: threefold bench --list    threefold bench update --prompt 512 --rounds 3",
+    )
+    bench.add_argument("names", nargs="*", metavar="BENCH", help="which benches (default: all)")
+    bench.add_argument("--list", action="store_true", help="say what there is to measure")
+    bench.add_argument("--quick", action="store_true", help="a tiny model and short rows: does it all run?")
+    bench.add_argument("--model", help="embedded, or random weights: tiny, small, medium (default embedded)")
+    for name, text in {
+        "prompt": "tokens of a prompt (default 512)",
+        "completion": "tokens of the longest completion (default 128)",
+        "groups": "prompts of a step (default 2)",
+        "group": "episodes of a prompt (default 8)",
+        "turns": "turns of a dialogue (default 4)",
+        "rounds": "turns of each arm that count (default 3)",
+        "warm-up": "turns before that, which do not (default 1)",
+        "seed": "of prompts and completions (default 0)",
+        "threads": "CPU threads (default: torch's choice)",
+    }.items():
+        bench.add_argument(f"--{name}", type=int, help=text)
+    bench.add_argument(
+        "--gradient-checkpointing", action="store_true", default=None, help="in all arms (default off)"
+    )
+    bench.add_argument(
+        "--output", type=Path, default=Path("bench"), help="folder for the figures (default bench)"
+    )
+    bench.add_argument(
+        "--baseline",
+        type=Path,
+        help="figures of before, a folder or a file; exit status 1 where a ratio has grown by over 10 %%",
+    )
+    bench.set_defaults(run=_bench)
 
 
 def _version() -> str:
@@ -295,6 +332,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     evaluate_model(arguments)
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from threefold.bench.command import run
+
+    _quiet_libraries()
+    return run(arguments)
 
 
 def _view(arguments: argparse.Namespace) -> int:
