@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -136,12 +136,15 @@ Turn = Callable[[], Mapping[str, float]]
 
 
 def take_turns(arms: Mapping[str, Turn], options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Let arms take turns, in changing order; seconds by arm, and of the parts by arm."""
+    """Let arms take turns, in changing order; seconds by arm, and of the parts by arm. Each turn is told on
+    standard error."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     parts: dict[str, dict[str, list[float]]] = {name: {} for name in arms}
     for number in range(options.warm_up + options.rounds):
         for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
             taken = arms[name]()
+            kind = "warm-up" if number < options.warm_up else f"round {number - options.warm_up + 1}"
+            print(f"{kind}, {name}: {taken['']:.3g} s", file=sys.stderr, flush=True)
             if number < options.warm_up:
                 continue
             seconds[name].append(taken[""])
@@ -149,7 +152,3 @@ def take_turns(arms: Mapping[str, Turn], options: Options) -> tuple[dict[str, An
                 if part:
                     parts[name].setdefault(part, []).append(value)
     return seconds, {name: mine for name, mine in parts.items() if mine}
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)
