@@ -447,7 +447,8 @@ class ThreefoldTrainer(TrlSeam):
         generation: Generation,
     ) -> None:
         figures = diagnose(batch, advantages, outcome_B, answer_logp_B=answer_logp_B)
-        self.step_in_words = in_words(figures, type(self.credit).__name__ if self.credit else "GRPO")
+        method = type(self.credit).__name__ if self.credit else "GRPO"
+        self.step_in_words = in_words(figures, method, kl=self.beta)
         times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
         for name, value in {**figures, **advantages.metrics, **times}.items():
             self._log_value(name, value)
