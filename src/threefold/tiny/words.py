@@ -68,7 +68,7 @@ def folder(cache: Path, name: str = "tiny-words") -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
-        untrained(language, len(tokenizer)).save_pretrained(made)
+        untrained(len(tokenizer), language.hidden, language.layers, language.spread).save_pretrained(made)
         tokenizer.save_pretrained(made)
         try:
             made.replace(target)
@@ -111,7 +111,7 @@ def build(texts: Iterable[str], tokens: int) -> Any:
     return fast
 
 
-def untrained(language: Language, tokens: int) -> Any:
+def untrained(tokens: int, hidden: int, layers: int, spread: float = 0.02) -> Any:
     """The model of so many tokens, with random weights of seed 0; torch's global random state is left as it
     was."""
     import torch
@@ -122,13 +122,13 @@ def untrained(language: Language, tokens: int) -> Any:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=tokens,
-                hidden_size=language.hidden,
-                intermediate_size=4 * language.hidden,
-                num_hidden_layers=language.layers,
+                hidden_size=hidden,
+                intermediate_size=4 * hidden,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=CONTEXT,
-                initializer_range=language.spread,
+                initializer_range=spread,
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=SPECIAL.index("<eos>"),
