@@ -27,24 +27,30 @@ from browser_parts import (
     show_at,
 )
 
+from conftest import make_episode, write_run
+
 from threefold.evaluation.calibration import calibrate
 from threefold.report import write_report
 from threefold.trajectory import Credited, write_jsonl
 
 
-@pytest.fixture
-def page(
-    browser: Any, make_run: Callable[..., Path], episode: Callable[..., Credited], tmp_path: Path
-) -> Iterator[Any]:
-    """The report of a run whose newest episode is hostile, at the width of a desk."""
-    run_dir = make_run(tmp_path / "run", steps=12)
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run whose newest episode is hostile."""
+    run_dir = write_run(tmp_path_factory.mktemp("runs") / "run", steps=12)
     calibrated(run_dir)
-    hostile = episode(
+    hostile = make_episode(
         13, 0, 0, completion=["sum", HOSTILE, " x" * 100_000, "."], question=HOSTILE, advantages=[0, 1, -1, 0]
     )
     write_jsonl(run_dir / "rollouts.jsonl", [hostile])
+    return write_report(run_dir)
+
+
+@pytest.fixture
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    """Its episodes, at the width of a desk."""
     show_at(browser, 1280)
-    load(browser, write_report(run_dir), "#part-episodes")
+    load(browser, report, "#part-episodes")
     yield browser
     assert_quiet(browser, "run - Threefold")
 
