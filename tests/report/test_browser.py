@@ -26,8 +26,7 @@ from browser_parts import (
     screenshot,
     show_at,
 )
-
-from conftest import make_episode, write_run
+from run_parts import make_episode, write_run
 
 from threefold.evaluation.calibration import calibrate
 from threefold.report import write_report
