@@ -181,28 +181,39 @@ def test_without_a_script_everything_is_there_to_read(browser: Any, report: Path
 # A page that follows its run
 
 
-def wait_for(browser: Any, script: str, seconds: float = 20) -> None:
+def wait_for(browser: Any, script: str, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not browser.execute_script(f"return {script}"):
         assert time.monotonic() < end, f"not within {seconds} s: {script}"
         time.sleep(0.05)
 
 
+def hold(browser: Any) -> None:
+    """Keep the page from loading itself, as somebody does who types into it."""
+    for _ in range(50):
+        script = "document.querySelector('input[type=search]').focus(); window.held = true"
+        browser.execute_script(script)
+        time.sleep(1)  # a reload that was under way is over by then
+        if browser.execute_script("return window.held === true"):
+            return
+    raise AssertionError("the page loads itself though somebody types into it")
+
+
 def test_a_watched_page_loads_itself_again_and_keeps_the_place(browser: Any, tmp_path: Path) -> None:
     run_dir = write_full_run(tmp_path / "run", "a text")
     show_at(browser, 1280)
-    load(browser, write_report(run_dir, reload=0.5))
-    open_part(browser, "Episodes")
+    load(browser, write_report(run_dir, reload=0.5), "#part-episodes")
+    hold(browser)
     choose(browser, "outcome", "wrong")
-    browser.execute_script("window.marked = true; scrollTo(0, 60)")
+    browser.execute_script("scrollTo(0, 60)")
     kept = browser.execute_script("return [scrollY, document.querySelector('.pager span').textContent]")
     assert kept[0] == 60
     RunDirectory(run_dir, append=True).append_metrics(17, {"reward": 1.0, "words": "a step more"})
     write_report(run_dir, reload=0.5)
+    browser.execute_script("document.activeElement.blur()")
     newest = "document.querySelector('#part-what-happened td')?.textContent"
-    wait_for(
-        browser, f"window.marked === undefined && {newest} === '17' && document.readyState === 'complete'"
-    )
+    wait_for(browser, f"window.held === undefined && {newest} === '17' && document.readyState === 'complete'")
+    hold(browser)
     assert shown(browser) == ["Episodes"]
     again = browser.execute_script("return [scrollY, document.querySelector('.pager span').textContent]")
     assert again == kept
@@ -214,14 +225,16 @@ def test_a_watched_page_waits_while_somebody_reads_an_episode(browser: Any, tmp_
     run_dir = write_full_run(tmp_path / "run", "a text")
     show_at(browser, 1280)
     load(browser, write_report(run_dir, reload=0.5), "#part-episodes")
-    browser.execute_script("window.marked = true; document.querySelector('.list tbody tr').click()")
-    time.sleep(1.5)
-    assert browser.execute_script("return window.marked && document.getElementById('episode').open")
+    hold(browser)
+    browser.execute_script("document.querySelector('.list tbody tr').click()")
+    time.sleep(2)
+    assert browser.execute_script("return window.held && document.getElementById('episode').open")
     press(browser, ESCAPE)
-    wait_for(browser, "window.marked === undefined")
-    browser.execute_script("window.marked = true; document.getElementById('watching').click()")
-    time.sleep(1.5)
-    assert browser.execute_script("return window.marked")
+    wait_for(browser, "window.held === undefined && document.readyState === 'complete'")
+    hold(browser)
+    browser.execute_script("document.getElementById('watching').click(); document.activeElement.blur()")
+    time.sleep(2)
+    assert browser.execute_script("return window.held")
     assert "Paused" in browser.execute_script("return document.getElementById('watching').textContent")
 
 
