@@ -32,9 +32,11 @@ def safety(run: Run) -> Answer:
         return Answer("Is it safe?", "No step is recorded", "unknown", tuple(findings))
     if any(finding.tone == "bad" for finding in findings):
         return Answer("Is it safe?", "There are warnings", "bad", tuple(findings))
+    if broken is False:
+        findings.append(Finding("An environment that checks no rule looks the same: see what its rules are."))
     verdicts: dict[bool | None, tuple[str, Tone]] = {
         True: ("Rules are still broken", "plain"),
-        False: ("No broken rule was seen", "good"),
+        False: ("No broken rule was seen", "plain"),
         None: ("No rule was checked; training looks stable", "plain"),
     }
     verdict, tone = verdicts[broken]
