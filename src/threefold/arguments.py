@@ -247,7 +247,11 @@ def _view(commands: Any) -> None:
         commands,
         "view",
         "write the report of a run, or of several side by side, as one HTML file",
-        ("threefold view runs/demo", "threefold view runs/demo runs/ispo --output comparison.html"),
+        (
+            "threefold view runs/demo",
+            "threefold view runs/demo --watch",
+            "threefold view runs/demo runs/ispo --output comparison.html",
+        ),
     )
     _offer(view.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run directories"), RUN)
     output = view.add_argument(
@@ -256,6 +260,14 @@ def _view(commands: Any) -> None:
         help="where to write (default: RUN/report.html; comparison.html beside the first of several)",
     )
     _offer(output, PATH)
+    view.add_argument(
+        "--watch",
+        action="store_true",
+        help="write it again whenever the run goes on, until it is complete or Ctrl-C; an open page follows",
+    )
+    view.add_argument(
+        "--interval", type=float, default=10.0, metavar="SECONDS", help="between two looks (default 10)"
+    )
 
 
 def _compare(commands: Any) -> None:

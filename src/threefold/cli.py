@@ -126,7 +126,22 @@ def _view(arguments: argparse.Namespace) -> int:
     from threefold.report import write_comparison, write_report
 
     runs = arguments.run_dirs
-    print(write_comparison(runs, arguments.output) if runs[1:] else write_report(runs[0], arguments.output))
+
+    def write(reload: float | None = None) -> Path:
+        if runs[1:]:
+            return write_comparison(runs, arguments.output, reload=reload)
+        return write_report(runs[0], arguments.output, reload=reload)
+
+    if not arguments.watch:
+        print(write())
+        return 0
+    from threefold.report.watch import Written, watch
+
+    def tell(written: Written) -> None:
+        rest = "complete" if written.done else f"looking again every {arguments.interval:g} s, Ctrl-C stops"
+        print(f"{written.path} ({written.seconds:.1f} s; {rest})", file=sys.stderr)
+
+    print(watch(runs, write, every=arguments.interval, tell=tell))
     return 0
 
 

@@ -25,8 +25,6 @@ EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _NAMES = "Give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'."
 TINY = "tiny"
 """A million parameters, trained by supervision on first use; see `threefold.tiny`."""
-TINY_WORDS = "tiny-words"
-"""As many, with words as tokens and random weights, for a recipe's warm start; see `threefold.tiny.words`."""
 
 
 class ModelError(ValueError):
@@ -50,8 +48,8 @@ def resolve(name: str) -> str:
     """
     if name == TINY:
         return str(warm_start.folder(cache_folder()))
-    if name == TINY_WORDS:
-        return str(words.folder(cache_folder()))
+    if name in words.LANGUAGES:  # random weights, for a recipe's warm start
+        return str(words.folder(cache_folder(), name))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 

@@ -165,6 +165,7 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         creators.shutdown(wait=False, cancel_futures=True)
     if main:
         _finish(prepared, trainer, run, console, evaluations, stopped)
+    prepared.work.close()
     return run.path
 
 
