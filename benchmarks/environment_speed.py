@@ -5,8 +5,8 @@
 Every engine plays `--episodes` episodes side by side, as the driver does: all are asked for their next step
 in a thread of their own where they allow it, and none is asked again before all have answered. Actions are
 drawn at random from the admissible ones (of ScienceWorld, whose enumeration of them is slow, from a list that
-suits every task), so every step acts. What is reported is the median of `--repeats` such rounds, each after one
-that warms up. `reset` is the time to open one episode.
+suits every task), so every step acts. What is reported is the median of `--repeats` rounds after one that warms
+up. `reset` is the time to open one episode.
 
 Engines whose package is missing are left out and named.
 """
@@ -22,10 +22,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from threefold.envs.base import Task
+from threefold.envs.base import Environment, Observation, Task, is_source
 from threefold.envs.pool import EnvironmentPool
 
 SCIENCE_ACTIONS = (
@@ -84,7 +85,7 @@ def measure(
     try:
         for repeat in range(repeats + 1):
             begun = time.perf_counter()
-            seen = list(threads.map(lambda e, t: e.reset(t, repeat, 0), environments, tasks))
+            seen = list(threads.map(_open, environments, tasks))
             opened.append((time.perf_counter() - begun) / len(tasks))
             steps = spent = 0
             live = [True] * len(tasks)
@@ -98,7 +99,6 @@ def measure(
                     strict=True,
                 ):
                     seen[i], live[i] = answer, not answer.done
-                spent += time.perf_counter() - begun
                 steps += len(playing)
             speeds.append(steps / spent)
     finally:
@@ -110,6 +110,14 @@ def measure(
         "reset_seconds": statistics.median(opened[1:]),
         "steps": steps,
     }
+
+
+def _open(environment: Environment, task: Task) -> Observation:
+    return environment.reset(task, 0, 0)
+
+
+def _step(environment: Environment, text: str) -> Observation:
+    return environment.step(text)
 
 
 def _offered(observation: Any) -> list[str]:
@@ -130,7 +138,7 @@ def main() -> None:
     for name in options.engines:
         try:
             kind, settings, actions = engines()[name]()
-            source = kind(**settings) if hasattr(kind, "__call__") and name != "errands" else None
+            source = kind(**settings) if is_source(kind) else None
         except ImportError as error:
             print(f"{name}: left out: {error}")
             continue
@@ -138,21 +146,14 @@ def main() -> None:
             for episodes in options.episodes:
                 pool = EnvironmentPool(kind, settings, workers=workers) if workers else None
                 tasks = (source or kind).tasks("train", episodes, 0)
-                figures = measure(
-                    pool or source or (lambda: kind(**settings)),
-                    tasks,
-                    actions,
-                    turns=options.turns,
-                    repeats=options.repeats,
-                )
+                make = pool or source or partial(kind, **settings)
+                figures = measure(make, tasks, actions, turns=options.turns, repeats=options.repeats)
                 if pool is not None:
                     pool.close()
                 rows.append({"engine": name, "workers": workers, "episodes": episodes, **figures})
-                print(
-                    f"{name:13s} workers {workers}  episodes {episodes:3d}  "
-                    f"{figures['steps_per_second']:9.1f} steps/s  reset {1e3 * figures['reset_seconds']:8.1f} ms",
-                    flush=True,
-                )
+                speed, opening = figures["steps_per_second"], 1e3 * figures["reset_seconds"]
+                where = f"{name:13s} workers {workers}  episodes {episodes:3d}"
+                print(f"{where}  {speed:9.1f} steps/s  reset {opening:8.1f} ms", flush=True)
         if source is not None and hasattr(source, "close"):
             source.close()
     if options.out:

@@ -89,7 +89,7 @@ def test_a_skill_fires_on_the_action_that_was_read(
 
 
 def episode(game: Environment, task: Task, bank: Bank, chance: random.Random, member: int) -> Trajectory:
-    """A player who chooses at random, and opens doors before it moves where a skill in sight says so."""
+    """A player who chooses at random."""
     environment = SkilledEnvironment(game, bank)
     seen: Observation = environment.reset(task, 0, member)
     opening, turns = Opening(seen.messages[0]["content"]), []
