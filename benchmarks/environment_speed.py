@@ -5,8 +5,8 @@
 Every engine plays `--episodes` episodes side by side, as the driver does: all are asked for their next step
 in a thread of their own where they allow it, and none is asked again before all have answered. Actions are
 drawn at random from the admissible ones (of ScienceWorld, whose enumeration of them is slow, from a list that
-suits every task), so every step acts. What is reported is the median of `--repeats` rounds after one that warms
-up. `reset` is the time to open one episode.
+suits every task), so every step acts. What is reported is the median of `--repeats` rounds after one that
+warms up. `reset` is the time to open one episode.
 
 Engines whose package is missing are left out and named.
 """
@@ -83,7 +83,7 @@ def measure(
     chance = random.Random(0)
     speeds, opened = [], []
     try:
-        for repeat in range(repeats + 1):
+        for _ in range(repeats + 1):
             begun = time.perf_counter()
             seen = list(threads.map(_open, environments, tasks))
             opened.append((time.perf_counter() - begun) / len(tasks))
