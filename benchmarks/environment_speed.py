@@ -93,13 +93,11 @@ def measure(
                 playing = [i for i, alive in enumerate(live) if alive]
                 said = [chance.choice(actions or _offered(seen[i])) for i in playing]
                 begun = time.perf_counter()
-                for i, answer in zip(
-                    playing,
-                    threads.map(lambda i, text: environments[i].step(text), playing, said),
-                    strict=True,
-                ):
-                    seen[i], live[i] = answer, not answer.done
+                answers = list(threads.map(_step, [environments[i] for i in playing], said))
+                spent += time.perf_counter() - begun
                 steps += len(playing)
+                for i, answer in zip(playing, answers, strict=True):
+                    seen[i], live[i] = answer, not answer.done
             speeds.append(steps / spent)
     finally:
         threads.shutdown()
