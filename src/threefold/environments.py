@@ -32,6 +32,7 @@ SHORT_NAMES = {
     "scienceworld": "threefold.envs.scienceworld:ScienceWorld",
     "gymnasium": "threefold.envs.gymnasium_text:GymnasiumText",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
+    "household": "threefold.envs.household.environment:HouseholdGames",
 }
 """Environments that come with the package."""
 

