@@ -29,6 +29,7 @@ SHORT_NAMES = {
     "errands": "threefold.envs.errands:Errands",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
     "household": "threefold.envs.household.environment:HouseholdGames",
+    "search": "threefold.envs.search.environment:SearchQuestions",
 }
 """Environments that come with the package."""
 
