@@ -2,27 +2,30 @@
 
 It knows nothing. A recipe's warm start teaches it to act (and, for skills, to read them), so what it knows is
 exactly what the recipe shows it. The tokens are learnt from the dialogues that such a warm start shows, so an
-errand's action is one or two tokens; any other word is spelt in pieces. A word is the same token at the
-start of a turn and inside a sentence, so that to say a word of the prompt is to copy its token.
+errand's action is one or two tokens and a caregiver's sentence about ten; any other word is spelt in pieces.
+A word is the same token at the start of a turn and inside a sentence, so that to say a word of the prompt is
+to copy its token.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import string
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threefold.envs.caregiver.expert import conversations
+from threefold.envs.caregiver.scenarios import generate
 from threefold.skills.placebo_creator import SENTENCES
 from threefold.skills.practice import errand_dialogues
 
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<system>")
 """Never part of decoded text."""
-VOCABULARY = 640
-"""Most tokens."""
 CONTEXT = 1536
 """Longest sequence in tokens."""
 CHAT_TEMPLATE = (
@@ -32,18 +35,34 @@ CHAT_TEMPLATE = (
 )
 
 
-def folder(cache: Path) -> Path:
+@dataclass(frozen=True)
+class Language:
+    """What a model of words is to read and say."""
+
+    texts: Callable[[], list[str]]
+    """What its tokens are learnt from."""
+    tokens: int
+    """Most tokens."""
+    layers: int = 4
+
+
+def folder(cache: Path, name: str = "tiny-words") -> Path:
     """The folder of model and tokenizer below `cache`, made on first use. Its name holds a fingerprint of
-    the vocabulary; the weights are those of seed 0."""
-    tokenizer = build(_texts())
-    made_of = tokenizer.backend_tokenizer.to_str() + CHAT_TEMPLATE + str(CONTEXT)
-    target = cache / f"tiny-words-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
+    vocabulary and size; the weights are those of seed 0.
+
+    Raises:
+        KeyError: `name` is not one of `LANGUAGES`.
+    """
+    language = LANGUAGES[name]
+    tokenizer = _tokenizer(name)
+    made_of = f"{tokenizer.backend_tokenizer.to_str()}{CHAT_TEMPLATE}{CONTEXT} {language.layers} layers"
+    target = cache / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
     if (target / "config.json").exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
-        untrained(len(tokenizer)).save_pretrained(made)
+        untrained(len(tokenizer), layers=language.layers).save_pretrained(made)
         tokenizer.save_pretrained(made)
         try:
             made.replace(target)
@@ -52,8 +71,8 @@ def folder(cache: Path) -> Path:
     return target
 
 
-def build(texts: Iterable[str]) -> Any:
-    """The tokenizer, a `PreTrainedTokenizerFast`, with the words of `texts` as tokens."""
+def build(texts: Iterable[str], tokens: int) -> Any:
+    """The tokenizer, a `PreTrainedTokenizerFast`, with the words of `texts` as at most so many tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +86,7 @@ def build(texts: Iterable[str]) -> Any:
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=tokens,
         special_tokens=list(SPECIAL),
         initial_alphabet=[*string.printable, "\u2581"],
         show_progress=False,
@@ -111,7 +130,25 @@ def untrained(tokens: int, hidden: int = 128, layers: int = 4) -> Any:
         )
 
 
-def _texts() -> list[str]:
-    """What the vocabulary is learnt from: dialogues with skills, and the placebo's sentences."""
+def _errands() -> list[str]:
+    """Dialogues with skills, and the placebo's sentences."""
     dialogues = errand_dialogues("train", 400, 0)
     return [message["content"] for dialogue in dialogues for message in dialogue] + [*SENTENCES] * 4
+
+
+def _care() -> list[str]:
+    """Care dialogues as a warm start shows them: the expert's, the ordinary caregiver's, unsafe replies."""
+    shown = conversations(generate(0), turns=4, unsafe_share=0.3, ordinary_share=0.3, short_prompt=True)
+    return [message["content"] for played in shown for message in played.messages]
+
+
+LANGUAGES: Mapping[str, Language] = {
+    "tiny-words": Language(_errands, tokens=640),
+    "tiny-care": Language(_care, tokens=1536, layers=2),
+}
+"""By name of a model."""
+
+
+@functools.cache
+def _tokenizer(name: str) -> Any:
+    return build(LANGUAGES[name].texts(), LANGUAGES[name].tokens)

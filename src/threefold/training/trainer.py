@@ -13,29 +13,35 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
-from threefold.credit.losses import check_loss
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.skills.evolution import Evolution
 from threefold.training.bank_play import BankPlay
 from threefold.training.callbacks import MetricsWriter
-from threefold.training.diagnostics import answer_logp, certainty, confidence, diagnose, in_words
+from threefold.training.checks import (
+    check_against_loss,
+    check_credit,
+    check_dynamic_sampling,
+    resolve_outcome,
+)
+from threefold.training.diagnostics import answer_logp, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
+from threefold.training.gathering import gather_batch, gather_list, gather_rows
 from threefold.training.play import declared_rewards, given_credit, starts_of, trl_rollout
-from threefold.training.record import CreditedStep, records, with_token_signals
+from threefold.training.record import CreditedStep
+from threefold.training.recorder import Recorder
 from threefold.training.run_directory import RunDirectory
 from threefold.training.trl_seam import (
     Generation,
@@ -46,8 +52,7 @@ from threefold.training.trl_seam import (
     prompts_of,
     turns_of,
 )
-from threefold.training.turns import episode_figures, episode_turns, turn_ids, turn_tensors
-from threefold.trajectory import Credited
+from threefold.training.turns import episode_figures, episode_turns, turn_ids
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +169,6 @@ class ThreefoldTrainer(TrlSeam):
         self._groups_seen = 0
         self._episodes_generated = 0
         self.step_in_words = ""
-        self._pending: _Pending | None = None
         needs_base = (signals_base and signals_every > 0) or (credit is not None and "base" in credit.needs)
         frozen = base_model
         if frozen is None and needs_base:
@@ -192,11 +196,20 @@ class ThreefoldTrainer(TrlSeam):
             )
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
         self._base_fingerprint = _fingerprint(self._frozen_base)
-        self._check_credit()
-        self.outcome = self._resolve_outcome(outcome)
+        if credit is not None:
+            check_credit(credit, self, self._weights, plays=environment is not None)
+            if "self_certainty" in credit.needs:
+                self._check_certainty()
+        self.outcome = resolve_outcome(outcome, credit, self.reward_func_names)
         self.dynamic_sampling = dynamic_sampling
-        self._stream = self._prompt_stream() if dynamic_sampling is not None else None
+        self._stream: PromptStream | None = None
+        if dynamic_sampling is not None:
+            check_dynamic_sampling(self, outcome=self.outcome)
+            self._stream = PromptStream(len(self.train_dataset), self.args.seed)
         self.run_directory = self._open_run(run_dir)
+        self._recorder: Recorder | None = None
+        if self.run_directory is not None:
+            self._recorder = Recorder(self.run_directory, self._tokenizer, self.accelerator)
         if sampler == "threefold":
             self._sample_ourselves(batch_size=256)
         if speedups is not None:
@@ -217,59 +230,6 @@ class ThreefoldTrainer(TrlSeam):
             )
         return frozen_copy(model, getattr(args, "model_init_kwargs", None))
 
-    def _check_credit(self) -> None:
-        if self.credit is None:
-            return
-        weighed = zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)
-        self.credit.check(given_credit(dict(weighed), self.credit), self.num_generations)
-        self._check_loss()
-        if "self_certainty" in self.credit.needs:
-            self._check_certainty()
-        columns = getattr(self.train_dataset, "column_names", None)
-        if "reference_answer" in self.credit.needs and columns is not None and "answer" not in columns:
-            raise ValueError(
-                f"{type(self.credit).__name__} reads the true answer from a column 'answer', and the dataset "
-                f"has {', '.join(columns)}; rename one of them"
-            )
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                f"multi_objective_aggregation={self.multi_objective_aggregation!r} belongs to TRL's own "
-                "advantages; with credit= the estimator normalises, so leave it at 'sum_then_normalize'"
-            )
-        turns = getattr(self.credit, "turns", ())
-        if turns and self._environment is None:
-            raise ValueError(
-                f"{type(self.credit).__name__} credits the turns {turns} of episodes that the "
-                "trainer plays; give environment=..., or an estimator that needs no turns"
-            )
-        scale = getattr(self.credit, "scale", self.scale_rewards)
-        if self.scale_rewards not in ("group", scale):
-            raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
-                f"set {type(self.credit).__name__}(scale={self.scale_rewards!r}) instead"
-            )
-
-    def _check_loss(self, per_token: bool | None = None) -> None:
-        assert self.credit is not None
-        check_loss(
-            self.credit,
-            loss=self.loss_type,
-            ratio=self.importance_sampling_level,
-            off_policy_mask=self.off_policy_mask_threshold,
-            per_token=per_token,
-        )
-
-    def _resolve_outcome(self, outcome: str | None) -> str | None:
-        outcome = outcome or getattr(self.credit, "outcome", None)
-        if outcome is None:
-            return self.reward_func_names[0] if self.reward_func_names else None
-        if outcome not in self.reward_func_names:
-            raise ValueError(
-                f"outcome={outcome!r} is not among the reward functions {self.reward_func_names}; name one "
-                "of them"
-            )
-        return outcome
-
     def _open_run(self, run_dir: str | Path | RunDirectory | None) -> RunDirectory | None:
         if run_dir is None:
             return None
@@ -285,26 +245,6 @@ class ThreefoldTrainer(TrlSeam):
             )
         self.add_callback(MetricsWriter(run_dir, lambda: self.step_in_words))
         return run_dir
-
-    def _prompt_stream(self) -> PromptStream:
-        """Where dynamic sampling takes other prompts from.
-
-        Raises:
-            ValueError: The trainer is one that dynamic sampling does not serve.
-        """
-        data = self.train_dataset
-        columns = getattr(data, "column_names", None) or []
-        unserved = {
-            f"{self.accelerator.num_processes} processes (start one)": self.accelerator.num_processes > 1,
-            "episodes against an environment, tools or a rollout_func": bool(self.rollout_func or self.tools),
-            "a data set without a length": not hasattr(data, "__len__"),
-            "images": any(name in columns for name in ("image", "images")),
-            "a trainer without a reward function that says right or wrong": self.outcome is None,
-        }
-        found = [name for name, present in unserved.items() if present]
-        if found:
-            raise ValueError(f"dynamic_sampling does not serve {'; '.join(found)}; leave it out")
-        return PromptStream(len(data), self.args.seed)
 
     # One generation batch
 
@@ -338,7 +278,8 @@ class ThreefoldTrainer(TrlSeam):
         return super()._generate_and_score_completions(inputs)
 
     def _credit(self, output: dict[str, Any], generation: Generation) -> Tensor | None:
-        self._flush()
+        if self._recorder is not None:
+            self._recorder.flush()
         started = time.perf_counter()
         mask_BT, turn_BT = turns_of(output)
         if self._environment is not None:
@@ -356,13 +297,13 @@ class ThreefoldTrainer(TrlSeam):
         outcome_B = batch.rewards[self.outcome] if self.outcome else advantages.reward_B
         answer_logp_B = None
         if local_signals.logp_BT is not None:
-            answer_logp_B = self._gather(answer_logp(local_signals.logp_BT, answers))
+            answer_logp_B = gather_rows(self.accelerator, answer_logp(local_signals.logp_BT, answers))
         self._log_figures(batch, advantages, outcome_B, answer_logp_B, generation)
         self._observe_skills(generation)
         local = slice(
             self.accelerator.process_index * len(mask_BT), (self.accelerator.process_index + 1) * len(mask_BT)
         )
-        if self.run_directory is not None:
+        if self._recorder is not None:
             self._keep(
                 CreditedStep(
                     prompt_ids=prompts_of(output),
@@ -391,6 +332,9 @@ class ThreefoldTrainer(TrlSeam):
         if self.signals_every and self.state.global_step % self.signals_every == 0:
             needs |= {"policy", "base"} if self.signals_base else {"policy"}
         return frozenset(needs)
+
+    def _wants_sampled_scores(self) -> bool:
+        return self._watching() and bool(self._needs() & {"policy", "base", "ablated_answer"})
 
     def _measure(
         self,
@@ -429,7 +373,7 @@ class ThreefoldTrainer(TrlSeam):
             pad_token_id=self._tokenizer.pad_token_id,
             score_policy=score_policy,
             score_base=score_base,
-            policy_scores=self._policy_scores(generation),
+            policy_scores=self._policy_scores(generation, mask_BT.size(1)),
             base_logp_BT=self._reference_scores(generation),
             every_row=self.accelerator.num_processes > 1,
             score_certainty=score_certainty,
@@ -449,44 +393,30 @@ class ThreefoldTrainer(TrlSeam):
         turn_BT: Tensor,
         signals: Signals,
     ) -> CreditBatch:
-        """The same batch of all processes' episodes on each of them, in the order of the gathered rewards."""
         assert generation.rewards_BF is not None
-        n_total = generation.rewards_BF.size(0)
-        truncated = [not ids or ids[-1] not in self._end_tokens for ids in generation.completion_ids]
-        gathered = {
-            name: self._gather(value) for name, value in vars(signals).items() if isinstance(value, Tensor)
-        }
-        return CreditBatch(
-            rewards=dict(zip(self.reward_func_names, generation.rewards_BF.unbind(dim=1), strict=True)),
-            weights=dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True)),
-            group_B=torch.arange(n_total, device=mask_BT.device) // self.num_generations,
-            mask_BT=self._gather(mask_BT),
-            turn_BT=self._gather(turn_BT, fill=-1),
-            signals=Signals(**gathered),
-            truncated_B=self._gather(torch.tensor(truncated, device=mask_BT.device)),
+        episodes = None
+        if self._environment is not None:
+            episodes = [episode_turns(row["trajectory"]) for row in generation.inputs]
+            episodes = gather_list(self.accelerator, episodes)
+            for name, value in episode_figures(episodes).items():
+                self._log_value(name, value)
+        return gather_batch(
+            self.accelerator,
+            rewards_BF=generation.rewards_BF,
+            weights=self._weights,
+            group_size=self.num_generations,
+            mask_BT=mask_BT,
+            turn_BT=turn_BT,
+            signals=signals,
+            truncated=[not ids or ids[-1] not in self._end_tokens for ids in generation.completion_ids],
             step=self.state.global_step,
-            **self._gather_turns(generation, mask_BT.device),
+            episodes=episodes,
         )
 
-    def _gather_turns(self, generation: Generation, device: torch.device) -> dict[str, Any]:
-        """The turns of all processes' episodes, in the order of the gathered rewards."""
-        if self._environment is None:
-            return {}
-        episodes = [episode_turns(row["trajectory"]) for row in generation.inputs]
-        if self.accelerator.num_processes > 1:
-            episodes = gather_object(episodes)
-        for name, value in episode_figures(episodes).items():
-            self._log_value(name, value)
-        return turn_tensors(episodes, device)
-
-    def _gather(self, value: Tensor, fill: int = 0) -> Tensor:
-        if self.accelerator.num_processes == 1:
-            return value
-        if value.dtype == torch.bool:  # padding would make it int64, and only on the processes that pad
-            return self._gather(value.to(torch.uint8), fill).bool()
-        if value.dim() > 1:
-            value = self.accelerator.pad_across_processes(value, dim=1, pad_index=fill)
-        return self.accelerator.gather(value)
+    @property
+    def _weights(self) -> dict[str, float]:
+        """Weight of each reward function, in their order."""
+        return dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
 
     @property
     def _end_tokens(self) -> set[int]:
@@ -498,11 +428,12 @@ class ThreefoldTrainer(TrlSeam):
             names = given_credit(batch.weights, self.credit)
             answer = self.credit.assign(replace(batch, rewards={name: batch.rewards[name] for name in names}))
             if answer.values.dim() == 2:
-                self._check_loss(per_token=True)  # an estimator need not say beforehand that it answers so
+                # an estimator need not say beforehand that it answers so
+                check_against_loss(self.credit, self, per_token=True)
             return answer
         outcomes = {name: value for name, value in batch.rewards.items() if name == self.outcome}
         return Advantages(
-            values=self._gather(output["advantages"]),
+            values=gather_rows(self.accelerator, output["advantages"]),
             outcome_B=grpo_credit.advantages(grpo_credit.combine(outcomes, batch.weights), batch.group_B),
             reward_B=grpo_credit.combine(batch.rewards, batch.weights),
         )
@@ -516,7 +447,8 @@ class ThreefoldTrainer(TrlSeam):
         generation: Generation,
     ) -> None:
         figures = diagnose(batch, advantages, outcome_B, answer_logp_B=answer_logp_B)
-        self.step_in_words = in_words(figures, type(self.credit).__name__ if self.credit else "GRPO")
+        method = type(self.credit).__name__ if self.credit else "GRPO"
+        self.step_in_words = in_words(figures, method, kl=self.beta)
         times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
         for name, value in {**figures, **advantages.metrics, **times}.items():
             self._log_value(name, value)
@@ -533,58 +465,21 @@ class ThreefoldTrainer(TrlSeam):
     # The record
 
     def _keep(self, step: CreditedStep, output: dict[str, Any]) -> None:
-        """Write the local episodes; where nothing has scored their tokens yet, once the update has."""
-        episodes = records(step, self._tokenizer)
-        if step.batch.signals.entropy_BT is not None:
-            self._write(episodes)
-        else:
+        if self._recorder is not None and self._recorder.keep(step):
             self._watch_update(output)
-            self._pending = _Pending(episodes, step.answers, step.outcome_B, step.batch.mask_BT)
 
     def _scores_seen(self, logp_BT: Tensor, entropy_BT: Tensor) -> None:
-        """The update's own forward has scored every episode: the figures on certainty come without a pass.
-
-        With several updates a batch, later rows are scored by a policy that has moved since it sampled them.
-        """
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        answer_logp_B = self._gather(answer_logp(logp_BT, pending.answers))
-        figures = {
-            **certainty(self._gather(entropy_BT), pending.mask_BT, pending.outcome_B),
-            **confidence(answer_logp_B, pending.outcome_B),
-        }
-        for name, value in figures.items():
-            self._log_value(name, value)
-        self._write(
-            [
-                with_token_signals(episode, {"entropy": entropy_T, "logp": logp_T})
-                for episode, entropy_T, logp_T in zip(
-                    pending.episodes, entropy_BT.tolist(), logp_BT.tolist(), strict=True
-                )
-            ]
-        )
-
-    def _flush(self) -> None:
-        """Write episodes that the update never scored: a run that ended, or a step that was not taken."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            self._write(pending.episodes)
+        if self._recorder is not None:
+            for name, value in self._recorder.scored(logp_BT, entropy_BT).items():
+                self._log_value(name, value)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL does; what is still to be recorded is written however it ends."""
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.accelerator.num_processes == 1:  # others may be gone, and writing gathers
-                self._flush()
-
-    def _write(self, episodes: list[Credited]) -> None:
-        assert self.run_directory is not None
-        if self.accelerator.num_processes > 1:
-            episodes = gather_object(episodes)
-        if self.accelerator.is_main_process:
-            self.run_directory.append_rollouts(episodes)
+            if self._recorder is not None and self.accelerator.num_processes == 1:
+                self._recorder.flush()  # with several processes, others may be gone, and writing gathers
 
     # Episodes against an environment
 
@@ -659,17 +554,6 @@ class ThreefoldTrainer(TrlSeam):
                 "build the trainer from the initial weights (or pass them as base_model=) and resume with "
                 "train(resume_from_checkpoint=...)"
             )
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """Episodes whose record waits for the scores that the update computes."""
-
-    episodes: list[Credited]
-    answers: Sequence[AnswerTokens | None]
-    outcome_B: Tensor
-    """Of all processes, as the mask."""
-    mask_BT: Tensor
 
 
 def _answer_format(given: str | AnswerFormat) -> AnswerFormat:

@@ -1,0 +1,96 @@
+"""What does not fit together is said before the first step: credit, rewards, loss, data, TRL's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trl import GRPOTrainer
+
+from threefold.credit import CreditEstimator
+from threefold.credit.losses import check_loss
+from threefold.training.play import given_credit
+
+
+def check_credit(
+    credit: CreditEstimator, trainer: GRPOTrainer, weights: Mapping[str, float], *, plays: bool
+) -> None:
+    """Raise ValueError where an estimator cannot serve a trainer.
+
+    Args:
+        credit: The estimator.
+        trainer: Its options and data set.
+        weights: Of each reward function, by name.
+        plays: Whether the trainer plays episodes against an environment.
+    """
+    name = type(credit).__name__
+    credit.check(given_credit(weights, credit), trainer.num_generations)
+    check_against_loss(credit, trainer)
+    columns = getattr(trainer.train_dataset, "column_names", None)
+    if "reference_answer" in credit.needs and columns is not None and "answer" not in columns:
+        raise ValueError(
+            f"{name} reads the true answer from a column 'answer', and the dataset "
+            f"has {', '.join(columns)}; rename one of them"
+        )
+    if trainer.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
+            f"multi_objective_aggregation={trainer.multi_objective_aggregation!r} belongs to TRL's own "
+            "advantages; with credit= the estimator normalises, so leave it at 'sum_then_normalize'"
+        )
+    turns = getattr(credit, "turns", ())
+    if turns and not plays:
+        raise ValueError(
+            f"{name} credits the turns {turns} of episodes that the trainer plays; give environment=..., or "
+            "an estimator that needs no turns"
+        )
+    scale = getattr(credit, "scale", trainer.scale_rewards)
+    if trainer.scale_rewards not in ("group", scale):
+        raise ValueError(
+            f"scale_rewards={trainer.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
+            f"set {name}(scale={trainer.scale_rewards!r}) instead"
+        )
+
+
+def check_against_loss(
+    credit: CreditEstimator, trainer: GRPOTrainer, *, per_token: bool | None = None
+) -> None:
+    """Raise ValueError where the trainer's loss cannot carry what the estimator answers."""
+    check_loss(
+        credit,
+        loss=trainer.loss_type,
+        ratio=trainer.importance_sampling_level,
+        off_policy_mask=trainer.off_policy_mask_threshold,
+        per_token=per_token,
+    )
+
+
+def resolve_outcome(outcome: str | None, credit: CreditEstimator | None, names: Sequence[str]) -> str | None:
+    """The reward function that says right or wrong: the one asked for, the estimator's, or the first.
+
+    Raises:
+        ValueError: There is no reward function of that name.
+    """
+    outcome = outcome or getattr(credit, "outcome", None)
+    if outcome is None:
+        return names[0] if names else None
+    if outcome not in names:
+        raise ValueError(
+            f"outcome={outcome!r} is not among the reward functions {list(names)}; name one of them"
+        )
+    return outcome
+
+
+def check_dynamic_sampling(trainer: GRPOTrainer, *, outcome: str | None) -> None:
+    """Raise ValueError where a trainer is one that dynamic sampling does not serve."""
+    data = trainer.train_dataset
+    columns = getattr(data, "column_names", None) or []
+    processes, plays = trainer.accelerator.num_processes, bool(trainer.rollout_func or trainer.tools)
+    unserved = {
+        f"{processes} processes (start one)": processes > 1,
+        "episodes against an environment, tools or a rollout_func": plays,
+        "a data set without a length": not hasattr(data, "__len__"),
+        "images": any(name in columns for name in ("image", "images")),
+        "a trainer without a reward function that says right or wrong": outcome is None,
+    }
+    found = [name for name, present in unserved.items() if present]
+    if found:
+        raise ValueError(f"dynamic_sampling does not serve {'; '.join(found)}; leave it out")

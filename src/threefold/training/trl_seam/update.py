@@ -1,0 +1,146 @@
+"""What happens between the credited batch and the gradient: the exact speed-ups, and the scores that the loss
+computes anyway."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threefold.training import repack, shared_prompt
+from threefold.training.trl_seam.scoring import ScoringSeam
+
+logger = logging.getLogger(__name__)
+
+ROW = "threefold_row"
+"""Key under which a row's number travels through TRL's shuffle and split to the loss, which ignores it."""
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What may be computed more cheaply with the same gradient; each is left off, with a logged reason, where
+    it would not be exact."""
+
+    share_prompts: bool = True
+    """Score once what episodes begin with alike, prompts above all, and no padding (`shared_prompt`)."""
+    repack: bool = True
+    """Sort the rows of an update and fill its micro-batches by tokens (`repack`)."""
+    drop_dead: bool = True
+    """Where rows are repacked, leave out those without an advantage. Their entropies are then not seen by the
+    update; `signals_every` measures them where they are wanted."""
+
+
+class UpdateSeam(ScoringSeam):
+    """`GRPOTrainer` whose updates may be computed more cheaply, and whose own scores can be read."""
+
+    _loss_rows: Tensor | None = None
+    _observed: list[tuple[Tensor, Tensor, Tensor]]
+    _rows_to_observe = sys.maxsize
+    _watched_shape: tuple[int, ...] = (0, 0)
+    _speedups: Speedups | None = None
+    _buffered_inputs: Any
+
+    def _speed_up(self, wanted: Speedups) -> None:
+        """Switch on the exact speed-ups that this model and these settings allow; log why others stay off."""
+        model = self.accelerator.unwrap_model(self.model)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        refused = {
+            "share_prompts": shared_prompt.why_not(inner),
+            "repack": repack.why_not(self.args, auxiliary_loss=self.aux_loss_enabled),
+        }
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if sharded:
+            refused["share_prompts"] = "a sharded model is scored by one forward"
+        per_update = self.args.gradient_accumulation_steps
+        if self.args.steps_per_generation % per_update and per_update % self.args.steps_per_generation:
+            refused["repack"] = "an update takes micro-batches of two generation batches"
+        for name, reason in refused.items():
+            if getattr(wanted, name) and reason is not None:
+                logger.info("speed-up %s is off: %s", name, reason)
+                wanted = replace(wanted, **{name: False})
+        self._speedups = wanted
+        if wanted.share_prompts:
+            for scored in (inner, *self._frozen_models()):
+                if shared_prompt.why_not(scored) is None:
+                    shared_prompt.share_prompts(scored)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        wanted = self._speedups
+        if wanted is None or not wanted.repack or self._buffered_inputs is before:
+            return inputs
+        buffered = self._buffered_inputs
+        window = min(self.args.gradient_accumulation_steps, len(buffered))
+        repacked: list[dict[str, Any]] = []
+        for first in range(0, len(buffered), window):
+            update = buffered[first : first + window]
+            repacked += repack.repack(
+                update,
+                loss_type=self.loss_type,
+                drop_dead=wanted.drop_dead,
+                shared=wanted.share_prompts,
+                agree=self._agree_on_rows if self.accelerator.num_processes > 1 else None,
+                row_number=ROW,
+            )
+        self._buffered_inputs = repacked
+        watched = [part[ROW] for part in repacked if ROW in part]
+        if watched:
+            self._rows_to_observe = sum(int((rows >= 0).sum()) for rows in watched)
+        return repacked[self._step % len(repacked)]
+
+    def _agree_on_rows(self, counts: list[int]) -> list[int]:
+        """The largest row count of any process, micro-batch by micro-batch."""
+        mine = torch.tensor(counts, device=self.accelerator.device)
+        return self.accelerator.gather(mine).view(-1, len(counts)).amax(dim=0).tolist()
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's loss; on its way the entropies and log-probabilities that it computes anyway are kept."""
+        if not inputs:  # a micro-batch that repacking has emptied
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        self._loss_rows = inputs.get(ROW) if self.model.training else None
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._loss_rows = None
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        scored = super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, **kwargs
+        )
+        if self._loss_rows is not None and torch.is_grad_enabled():
+            self._observe(self._loss_rows, scored[0], scored[1])
+        return scored
+
+    def _observe(self, rows: Tensor, logp: Tensor, entropy: Tensor | None) -> None:
+        """Keep a micro-batch's scores; when every row that the update takes has been seen, hand them on."""
+        if entropy is None:
+            return
+        real = rows >= 0
+        self._observed.append((rows[real], logp.detach()[real], entropy.detach()[real]))
+        if sum(len(part[0]) for part in self._observed) < self._rows_to_observe:
+            return
+        logp_BT = torch.full(self._watched_shape, torch.nan, device=logp.device)
+        entropy_BT = torch.full_like(logp_BT, torch.nan)
+        for part_rows, part_logp, part_entropy in self._observed:
+            logp_BT[part_rows, : part_logp.size(1)] = part_logp.to(logp_BT.dtype)
+            entropy_BT[part_rows, : part_entropy.size(1)] = part_entropy.to(logp_BT.dtype)
+        self._observed = []
+        self._rows_to_observe = sys.maxsize
+        self._scores_seen(logp_BT, entropy_BT)
+
+    def _watch_update(self, output: dict[str, Any]) -> None:
+        """Number the local rows, so that the update's own forward can be read without a second one."""
+        count, _ = self._watched_shape = tuple(output["completion_ids"].shape)
+        output[ROW] = torch.arange(count, device=output["completion_ids"].device)
+        self._observed, self._rows_to_observe = [], count
+
+    def _scores_seen(self, logp_BT: Tensor, entropy_BT: Tensor) -> None:
+        """Hook: the update has scored the local rows once, (B, T) each, in generation order; NaN where
+        it left a row or padding out."""
