@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("bm25s", reason="pip install 'threefold[search]'")
 
+from threefold.environments import named_environment
 from threefold.envs import Environment, Task
 from threefold.envs.search.environment import SearchQuestions, parse
 from threefold.envs.search.index import Index, Passage, bounded, pieces
 from threefold.envs.search.questions import exact_match, f1, holds, load, normalised
+from threefold.recipe import RecipeError, parse_recipe
 from threefold.skills.triggers import Trigger, fires
 from threefold.trajectory import Opening, Trajectory, Turn
 
@@ -199,6 +201,16 @@ def test_what_cannot_be_is_refused(folder, tmp_path):
         SearchQuestions(data=str(tmp_path))
     with pytest.raises(ValueError, match="no accepted answer"):
         SearchQuestions(data=str(folder))().reset(Task("t", {"question": "?", "answers": []}), 0, 0)
+
+
+def test_a_recipe_without_the_packages_says_what_to_install(monkeypatch, folder):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    recipe = parse_recipe({"environment": {"name": "search", "options": {"data": str(folder)}}})
+    with pytest.raises(RecipeError, match=r"pip install 'threefold\[search\]'"):
+        named_environment(recipe)
 
 
 def has_package(name):

