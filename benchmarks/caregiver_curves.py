@@ -1,12 +1,13 @@
 """Care dialogues on one budget: what T²-GRPO, GDPO and GRPO do to distress, resistance and violations.
 
-Every cell is a whole `threefold train recipes/caregiver.yaml` with the overrides of its arm: one (arm, seed),
-one run directory. A complete cell is skipped, so an interrupted study goes on where it stopped. All arms of a
+Every cell is a whole `threefold train` of a recipe with the overrides of its arm: one (arm, seed), one run
+directory. A complete cell is skipped, so an interrupted study goes on where it stopped. All arms of a
 seed start from the same warm-started weights, see the same scenarios in the same order with the same patient,
 and are measured at their last step on the same held-out scenarios with the same random numbers. The page
 says what was found, whichever way it fell.
 
     python benchmarks/caregiver_curves.py                                # 5 seeds, two cells at a time
+    python benchmarks/caregiver_curves.py --recipe recipes/caregiver-tiny.yaml
     python benchmarks/caregiver_curves.py --arms t2grpo grpo --seeds 0 1
     python benchmarks/caregiver_curves.py --report-only
 
@@ -71,8 +72,17 @@ SCORES = (
     "fit",
     "term",
     "left",
+    "turns",
 )
 """What is compared on held-out scenarios, sampled; the first two are drops from first to last."""
+BETTER = {
+    "distress, summed over turns": ("the fall in distress", 1),
+    "resistance, summed over turns": ("the fall in resistance", 1),
+    "violation": ("violations", -1),
+    "success": ("success", 1),
+    "turns": ("turns of a dialogue", 0),
+}
+"""What the page's first sentences speak of: its name, and which way is better (0: neither)."""
 AGAINST = "grpo"
 
 
@@ -90,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 done = pool.map(lambda cell: run_cell(*cell, options), batch)
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
-    write(options.runs, options.results, options.arms, options.seeds, command)
+    write(options, command)
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
     return 1 if failed else 0
@@ -100,12 +110,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Care dialogues: methods on one budget; resumable.")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(DEFAULT), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="what every cell trains")
     parser.add_argument("--at-once", type=int, default=2, help="cells at a time, one thread each")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/caregiver-curves")
+    parser.add_argument("--runs", type=Path, help="run directories; default runs/ and the page's name")
     parser.add_argument("--results", type=Path, default=ROOT / "results/caregiver")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page again")
     parser.add_argument("--override", nargs="*", default=[], metavar="key=value", help="for every cell")
     options = parser.parse_args(argv)
+    options.page = f"curves{options.recipe.stem.removeprefix('caregiver')}"
+    options.runs = options.runs or ROOT / f"runs/caregiver-{options.page}"
     options.runs.mkdir(parents=True, exist_ok=True)
     return options
 
@@ -116,40 +129,39 @@ def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
     before = str(arm == options.arms[0]).lower()  # the weights before training are the same for all arms
     common = [f"evaluation.before={before}", "evaluation.greedy=false", "run.threads=1", *options.override]
     words = [*common, *ARMS[arm], f"run.seed={seed}", f"run.dir={run}"]
-    return cells.run_cell(arm, seed, RECIPE, words, run)
+    return cells.run_cell(arm, seed, options.recipe, words, run)
 
 
 # The page
 
 
-def write(runs: Path, results: Path, arms: Sequence[str], seeds: Sequence[int], command: str) -> None:
-    """Read every complete cell below `runs` and write curves.json, curves.md and plots below `results`."""
-    found = {
-        (arm, seed): read_cell(runs / f"{arm}-{seed}")
-        for arm in arms
-        for seed in seeds
-        if (runs / f"{arm}-{seed}" / "cell.json").exists()
-    }
+def write(options: argparse.Namespace, command: str) -> None:
+    """Read every complete cell and write the page, its figures as JSON and its plots."""
+    runs, results, name = options.runs, options.results, options.page
+    wanted = [(arm, seed) for arm in options.arms for seed in options.seeds]
+    done = [cell for cell in wanted if (runs / "{}-{}".format(*cell) / "cell.json").exists()]
+    found = {(arm, seed): read_cell(runs / f"{arm}-{seed}") for arm, seed in done}
     if not found:
         print(f"no complete cell below {runs}: nothing to report")
         return
     study = {
         "command": command,
-        "missing": [f"{arm}-{seed}" for arm in arms for seed in seeds if (arm, seed) not in found],
+        "missing": [f"{arm}-{seed}" for arm, seed in wanted if (arm, seed) not in found],
         "environment": next(iter(found.values()))["environment"],
-        "comparisons": compare(found, arms),
+        "comparisons": compare(found, options.arms),
         "cells": [
             {"arm": arm, "seed": seed, **{k: v for k, v in cell.items() if k != "environment"}}
             for (arm, seed), cell in found.items()
         ],
     }
     results.mkdir(parents=True, exist_ok=True)
-    (results / "curves.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
-    page = page_text(study, found, arms)
-    (results / "curves.md").write_text(page, encoding="utf-8")
+    (results / f"{name}.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
+    arms = [arm for arm in options.arms if any(arm == other for other, _ in found)]
+    page = page_text(study, found, arms, name)
+    (results / f"{name}.md").write_text(page, encoding="utf-8")
     for metric, label in CURVES.items():
         series = {arm: band([c["curves"][metric] for (a, _), c in found.items() if a == arm]) for arm in arms}
-        path = results / f"curves-{metric.replace('/', '-')}.svg"
+        path = results / f"{name}-{metric.replace('/', '-')}.svg"
         study_plots.lines(path, f"{label} (band: seeds)", series, x_label="step", y_label=label)
     print(page)
 
@@ -232,17 +244,21 @@ def band(curves: Sequence[Sequence[float | None]]) -> list[study_plots.Point]:
 
 
 def page_text(
-    study: Mapping[str, Any], found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]
+    study: Mapping[str, Any],
+    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    arms: Sequence[str],
+    name: str,
 ) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in study["environment"]["versions"].items())
     parts = [
         "# Care dialogues: T²-GRPO, GDPO and GRPO on one budget",
+        " ".join(verdict(study["comparisons"], arms)),
         f"`{study['command']}`",
         study["environment"].get("scope", ""),
-        f"{study['environment']['machine']['processor']}; {versions}.",
+        f"{study['environment']['machine']['processor']}; {versions}. {_budget(found)}",
         "Intervals are 95 %, resampled over seeds and scenarios; with few seeds they are too narrow, so the "
-        "seeds' own values are in curves.json. Nothing is corrected for the number of comparisons. A drop is "
-        "better when larger, D, R, violation and left when smaller.",
+        f"seeds' own values are in {name}.json. Nothing is corrected for the number of comparisons. A drop "
+        "is better when larger, D, R, violation and left when smaller.",
     ]
     if study["missing"]:
         parts.append(f"**Not complete:** {', '.join(study['missing'])} are missing.")
@@ -250,13 +266,50 @@ def page_text(
     for other, title in ((AGAINST, "Against GRPO, paired"), ("before", "Against the start, paired")):
         parts += [f"## {title}", _differences(study["comparisons"], other)]
     parts += ["## Over training, first and last fifth of the steps", _ends(found, arms)]
-    parts += [f"![{label}](curves-{metric.replace('/', '-')}.svg)" for metric, label in CURVES.items()]
+    parts += [f"![{label}]({name}-{metric.replace('/', '-')}.svg)" for metric, label in CURVES.items()]
     parts.append(
         "Known before these runs: where going on pays only later, T²-GRPO with alpha = 1 learns to stop "
         "early (docs/turn-credit.md). Read distress and resistance beside the turns of a dialogue and "
         "`left`: a patient who walks off has no more bad turns."
     )
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict(comparisons: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
+    """A sentence on what training did to each arm, and one on each arm beside GRPO, whichever way it fell."""
+    sentences = []
+    for arm in arms:
+        for other, against in (("before", "From its start"), (AGAINST, "Beside GRPO")):
+            mine = {c["score"]: c for c in comparisons if (c["arm"], c["against"]) == (arm, other)}
+            said: dict[str, list[str]] = {"better": [], "worse": [], "more": [], "fewer": [], "": []}
+            for score, (name, better) in BETTER.items():
+                if score in mine:
+                    said[_way(mine[score]["interval_95"], better)].append(name)
+            clear = [f"{' and '.join(names)} {way}" for way, names in said.items() if way and names]
+            open_ = f"no clear change in {', '.join(said[''])}" if said[""] else ""
+            if mine:
+                sentences.append(f"{against}, {arm}: {'; '.join([*clear, open_] if open_ else clear)}.")
+    return sentences
+
+
+def _way(interval: Sequence[float], better: int) -> str:
+    low, high = interval
+    if low <= 0 <= high:
+        return ""
+    up = low > 0
+    if better == 0:
+        return "more" if up else "fewer"
+    return "better" if up == (better > 0) else "worse"
+
+
+def _budget(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    """What a cell took."""
+    seconds = sorted(cell["seconds"] for cell in found.values())
+    steps = {cell["steps"] for cell in found.values()}
+    return (
+        f"{len(found)} cells of {' or '.join(str(s) for s in sorted(steps))} steps, {seconds[0]:.0f} to "
+        f"{seconds[-1]:.0f} s each, on a machine that was shared."
+    )
 
 
 def _levels(found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> str:

@@ -39,6 +39,9 @@ SCOPE = (
 )
 """Stands at the top of every report."""
 
+CONCURRENCY = 8
+"""Requests at a time where an endpoint's settings name no other number, as of `llm.ChatEndpoint`."""
+
 SCENARIO_SEED = 0
 """The 1,200 scenarios and their 1,000/200 split are the same for every run."""
 
@@ -71,6 +74,7 @@ class CaregiverDialogues:
         patient_endpoint: Mapping[str, Any] | None = None,
         judge_endpoint: Mapping[str, Any] | None = None,
         unsafe_share: float = 0.2,
+        ordinary_share: float = 0.0,
         words: int | None = None,
     ) -> None:
         """Open what the episodes of a run share.
@@ -92,9 +96,11 @@ class CaregiverDialogues:
             subtypes: Only scenarios of these, in training and held out; all by default.
             hold_out_subtypes: Never trained on; their held-out scenarios are shown apart.
             patient_endpoint: Keyword arguments of `llm.ChatEndpoint`, and `record`, a file in which every
-                answer is kept. Without `base_url` the record is replayed.
+                answer is kept. Without `base_url` the record is replayed. So many dialogues as its
+                `concurrency` allows are answered at a time.
             judge_endpoint: Likewise.
             unsafe_share: Share of the demonstrations that end with an unsafe reply.
+            ordinary_share: Share of their other replies that are an ordinary caregiver's, not the expert's.
             words: Most words of a reply in the demonstrations.
 
         Raises:
@@ -107,9 +113,11 @@ class CaregiverDialogues:
                 raise ValueError(f"{name} is {value!r}: one of {', '.join(get_args(Who))}")
         if patient == "endpoint" and perturb:
             raise ValueError("perturb changes the patient of rules, but patient is 'endpoint'; leave it out")
-        if not 0 <= unsafe_share <= 1:
-            raise ValueError(f"unsafe_share is a share in [0, 1], got {unsafe_share}")
-        self._turns, self._unsafe_share, self._words = turns, unsafe_share, words
+        for name, share in (("unsafe_share", unsafe_share), ("ordinary_share", ordinary_share)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share in [0, 1], got {share}")
+        self._unsafe_share, self._ordinary_share = unsafe_share, ordinary_share
+        self._turns, self._words = turns, words
         self._short_prompt, self._thinking = short_prompt, thinking
         self._stop_on_violation = stop_on_violation
         self._rules = default_rules().perturbed(perturb, patient_seed)
@@ -127,6 +135,11 @@ class CaregiverDialogues:
                 )
         self._patient_chat = _chat("patient_endpoint", patient_endpoint, wanted=patient == "endpoint")
         self._judge_chat = _chat("judge_endpoint", judge_endpoint, wanted="endpoint" in (judge, safety))
+        self._judge_width = _width(judge_endpoint)
+        self._width = max(
+            _width(patient_endpoint) if patient == "endpoint" else 1,
+            self._judge_width if safety == "endpoint" else 1,
+        )
         self._judge = self._make_judge(judge, safety)
         self()  # what cannot be made is refused now
 
@@ -139,6 +152,7 @@ class CaregiverDialogues:
             short_prompt=self._short_prompt,
             thinking=self._thinking,
             stop_on_violation=self._stop_on_violation,
+            concurrency=self._width,
         )
 
     def tasks(self, split: Split, size: int, seed: int) -> tuple[Task, ...]:
@@ -163,6 +177,7 @@ class CaregiverDialogues:
                     seed=seed + 7919 * around,
                     turns=self._turns,
                     unsafe_share=self._unsafe_share,
+                    ordinary_share=self._ordinary_share,
                     short_prompt=self._short_prompt,
                     thinking=self._thinking and not self._short_prompt,
                     words=self._words,
@@ -188,7 +203,8 @@ class CaregiverDialogues:
             return found
         assert self._judge_chat is not None
         spoken = [i for i, episode in enumerate(episodes) if episode.turns and episode.turns[0].state]
-        scored = care_scores(self._judge_chat, [dialogue_of(episodes[i]) for i in spoken])
+        dialogues = [dialogue_of(episodes[i]) for i in spoken]
+        scored = care_scores(self._judge_chat, dialogues, concurrency=self._judge_width)
         for i, care in zip(spoken, scored, strict=True):
             rubrics = {name: value for name, value in care.rubrics.items() if name != "dialogue"}
             found[i] |= rubrics | {
@@ -204,7 +220,8 @@ class CaregiverDialogues:
 
     def _make_judge(self, judge: Who, safety: Who) -> Judge:
         rules = RuleJudge()
-        model = LLMJudge(self._judge_chat) if self._judge_chat is not None else rules
+        chat = self._judge_chat
+        model = LLMJudge(chat, concurrency=self._judge_width) if chat is not None else rules
         return Combined(model if judge == "endpoint" else rules, model if safety == "endpoint" else rules)
 
 
@@ -221,10 +238,17 @@ def _ending(episode: Trajectory) -> dict[str, float | None]:
         "D, last turn": last["D"],
         "R, last turn": last["R"],
         "left": last["left"],
+        "turns": float(len(answered)),
         "malformed turn": float(last["malformed"] > 0),
         "simulator fault": float(last["fault"] > 0),
         "unjudged safety": float(last["unjudged"] > 0),
     }
+
+
+def _width(settings: Mapping[str, Any] | None) -> int:
+    """How many requests an endpoint is sent at a time."""
+    given = (settings or {}).get("concurrency", CONCURRENCY)
+    return given if isinstance(given, int) and given >= 1 else 1  # ChatEndpoint refuses what is neither
 
 
 def _chat(name: str, settings: Mapping[str, Any] | None, *, wanted: bool) -> Chat | None:

@@ -145,13 +145,22 @@ def _parser() -> argparse.ArgumentParser:
     view = commands.add_parser(
         "view",
         help="write the report of a run, or of several side by side, as one HTML file",
-        epilog="examples: threefold view runs/demo    threefold view runs/grpo runs/ispo",
+        epilog="examples: threefold view runs/demo    threefold view runs/demo --watch    "
+        "threefold view runs/grpo runs/ispo",
     )
     view.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run directories")
     view.add_argument(
         "--output",
         type=Path,
         help="where to write (default: RUN/report.html; comparison.html beside the first of several)",
+    )
+    view.add_argument(
+        "--watch",
+        action="store_true",
+        help="write it again whenever the run goes on, until it is complete or Ctrl-C; an open page follows",
+    )
+    view.add_argument(
+        "--interval", type=float, default=10.0, metavar="SECONDS", help="between two looks (default: 10)"
     )
     view.set_defaults(run=_view)
     _add_compare(commands)
@@ -301,7 +310,22 @@ def _view(arguments: argparse.Namespace) -> int:
     from threefold.report import write_comparison, write_report
 
     runs = arguments.run_dirs
-    print(write_comparison(runs, arguments.output) if runs[1:] else write_report(runs[0], arguments.output))
+
+    def write(reload: float | None = None) -> Path:
+        if runs[1:]:
+            return write_comparison(runs, arguments.output, reload=reload)
+        return write_report(runs[0], arguments.output, reload=reload)
+
+    if not arguments.watch:
+        print(write())
+        return 0
+    from threefold.report.watch import Written, watch
+
+    def tell(written: Written) -> None:
+        rest = "complete" if written.done else f"looking again every {arguments.interval:g} s, Ctrl-C stops"
+        print(f"{written.path} ({written.seconds:.1f} s; {rest})", file=sys.stderr)
+
+    print(watch(runs, write, every=arguments.interval, tell=tell))
     return 0
 
 

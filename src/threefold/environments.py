@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from threefold.envs.base import Environment, Message, Task
+from threefold.envs.base import Environment, Message, Task, is_source
+from threefold.envs.pool import EnvironmentPool
 from threefold.recipe import Recipe, RecipeError
 from threefold.rollout.driver import Limits, between_turns
 from threefold.skills.bank import Bank
@@ -75,6 +76,11 @@ class NamedEnvironment:
         """What is measured of held-out episodes beside their rewards, by name; None where it could not be."""
         hook = _hook(self.source, "measures")
         return list(hook(episodes)) if hook is not None else [{} for _ in episodes]
+
+    def close(self) -> None:
+        """End the processes that it plays in, where it has any; they would end with this one."""
+        if isinstance(self.make, EnvironmentPool):
+            self.make.close()
 
     def with_bank(self, bank: Bank | None) -> NamedEnvironment:
         """The environment whose agent sees the skills of a bank version; None leaves it alone."""
@@ -229,20 +235,21 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
         turn_tokens=section.turn_tokens,
         completion_tokens=section.completion_tokens or recipe.training.max_completion_tokens,
     )
-    if not _makes_environments(kind):
-        make = partial(kind, **options)
-        return NamedEnvironment(kind.__name__, make, limits, _rewards(kind, section.rewards), kind)
     rewards = _rewards(kind, section.rewards)
-    try:
-        source: Any = kind(**options)
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"environment.options: {error}") from error
-    return NamedEnvironment(kind.__name__, source, limits, rewards, source)
-
-
-def _makes_environments(kind: Any) -> bool:
-    """Whether this is a class of sources: its objects are called for an environment, and are none."""
-    return isinstance(kind, type) and any("__call__" in vars(base) for base in kind.__mro__)
+    source: Any = kind
+    make: Any = partial(kind, **options)
+    if is_source(kind):
+        try:
+            source = make = kind(**options)
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"environment.options: {error}") from error
+    workers = section.workers if section.workers is not None else _attribute(source, "workers") or 0
+    if workers:
+        try:
+            make = EnvironmentPool(kind, options, workers=workers)
+        except ValueError as error:
+            raise RecipeError(f"environment.workers: {error}") from error
+    return NamedEnvironment(kind.__name__, make, limits, rewards, source)
 
 
 def _find(name: str) -> Callable[..., Environment]:
@@ -257,7 +264,7 @@ def _find(name: str) -> Callable[..., Environment]:
     missing = [
         part for part in ("reset", "step", "score", "close") if not callable(getattr(found, part, None))
     ]
-    if isinstance(found, type) and missing and not _makes_environments(found):
+    if isinstance(found, type) and missing and not is_source(found):
         raise RecipeError(
             f"environment.name = {name!r}: {attribute} is no environment, it lacks {', '.join(missing)}; "
             "see docs/environments.md"

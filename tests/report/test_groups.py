@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from threefold.report import write_report
 from threefold.report.groups import LABELS, Cell, GroupMapper, cell, groups_data
+from threefold.report.records import Head
 from threefold.report.sampling import sample_episodes
 from threefold.trajectory import Credited, write_jsonl
 
 
-def member(success: bool | None, reward: float | None = None, **rewards: float | None) -> dict[str, Any]:
-    return {"success": success, "reward": reward, "rewards": rewards}
+def member(success: bool | None, reward: float | None = None, **rewards: float | None) -> Head:
+    return Head("train", 1, 7, 0, success, rewards, reward)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def member(success: bool | None, reward: float | None = None, **rewards: float |
         ),
     ],
 )
-def test_states(members: list[dict[str, Any]], state: str, right: int) -> None:
+def test_states(members: list[Head], state: str, right: int) -> None:
     assert cell(7, members) == Cell(7, state, right, len(members))
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threefold.report.sampling import _dead, rollout_files, sample_episodes
+from threefold.report.records import rollout_files
+from threefold.report.sampling import _dead, sample_episodes
 from threefold.trajectory import Credited, to_json, write_jsonl
 
 Groups = Callable[..., list[Credited]]

@@ -22,7 +22,7 @@ PROBS = [0.1, 0.4, 0.05, 0.3, 0.15]
 def drawn(parameters, probs=PROBS, count=2000):
     draws_R = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     logits_RV = torch.tensor(probs).log().expand(count, len(probs))
-    tokens_R, logprobs_R = choose(logits_RV, parameters, draws_R)
+    tokens_R, logprobs_R, _ = choose(logits_RV, parameters, draws_R)
     np.testing.assert_allclose(logprobs_R.exp().numpy(), np.array(probs)[tokens_R.numpy()], rtol=1e-5)
     return np.bincount(tokens_R.numpy(), minlength=len(probs)) / count
 
@@ -47,12 +47,25 @@ def test_filters_keep_the_right_tokens_with_the_right_shares():
 
 def test_temperature_divides_the_logits():
     draws_R = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    tokens_R, logprobs_R = choose(
+    tokens_R, logprobs_R, _ = choose(
         torch.tensor([0.8, 0.2]).log().expand(2000, 2), SamplingParameters(1, temperature=0.5), draws_R
     )
     # Squared odds: 16 to 1.
     assert (tokens_R == 0).double().mean() == pytest.approx(16 / 17, abs=1e-3)
     assert logprobs_R[0].exp() == pytest.approx(16 / 17, abs=1e-6)
+
+
+def test_the_entropy_is_the_whole_distributions_at_the_sampling_temperature():
+    logits_RV = torch.tensor([[0.5, 0.25, 0.25, 0.0]]).log()
+    half = torch.tensor([0.5], dtype=torch.float64)
+    filtered = SamplingParameters(1, top_k=1, entropies=True)
+    assert choose(logits_RV, filtered, half)[2].item() == pytest.approx(1.5 * np.log(2))
+    squared = SamplingParameters(1, temperature=0.5, entropies=True)  # 4 to 1 to 1
+    expected = -(4 / 6 * np.log(4 / 6) + 2 / 6 * np.log(1 / 6))
+    assert choose(logits_RV, squared, half)[2].item() == pytest.approx(expected)
+    greedy = SamplingParameters(1, temperature=0, entropies=True)
+    assert choose(logits_RV, greedy, None)[2].item() == pytest.approx(1.5 * np.log(2))
+    assert choose(logits_RV, SamplingParameters(1), half)[2] is None
 
 
 def test_a_token_without_probability_is_never_drawn_at_the_edges():
@@ -63,7 +76,7 @@ def test_a_token_without_probability_is_never_drawn_at_the_edges():
         SamplingParameters(1, top_k=3),
         SamplingParameters(1, top_p=0.99),
     ):
-        tokens_R, logprobs_R = choose(logits_RV, parameters, edges)
+        tokens_R, logprobs_R, _ = choose(logits_RV, parameters, edges)
         assert set(tokens_R.tolist()) == {1, 2}
         assert logprobs_R.tolist() == pytest.approx([np.log(0.5)] * 2)
 

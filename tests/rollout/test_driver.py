@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -167,6 +168,44 @@ def test_a_failing_step_ends_its_own_episode_alone(tokenizer, failing):
     assert [turn.text for turn in broken.turns] == ["9"]
     assert (whole.ended, whole.rewards) == ("terminated", {"echo": 1.0})
     assert environment.closed == 2
+
+
+class Waiting(EchoThenNext):
+    """Waits in every step until as many others wait as may: alone it would wait until the barrier breaks."""
+
+    concurrency = 2
+    lock = threading.Lock()
+
+    def step(self, action_text: str) -> Observation:
+        with self.lock:
+            type(self).here += 1
+            type(self).most = max(self.most, self.here)
+        try:
+            self.gate.wait(timeout=30)
+            if action_text == "9":
+                raise OSError("the simulator is gone")
+            return super().step(action_text)
+        finally:
+            with self.lock:
+                type(self).here -= 1
+
+
+def test_environments_that_wait_for_others_are_stepped_side_by_side_and_no_more_than_they_allow(tokenizer):
+    environment = type("Two", (Waiting,), {"here": 0, "most": 0, "gate": threading.Barrier(2)})
+    starts = [start(digit) for digit in (3, 9, 4, 5)]
+    said = ["3", "9", "4", "5"]
+    episodes = play(tokenizer, starts, scripted(tokenizer, said), environment, turns=1)
+    assert environment.most == 2
+    assert [e.ended for e in episodes] == [
+        "truncated",
+        "error: OSError: the simulator is gone",
+        "truncated",
+        "truncated",
+    ]
+    one_by_one = play(tokenizer, starts, scripted(tokenizer, said), turns=1)
+    assert [e.turns for i, e in enumerate(episodes) if i != 1] == [
+        e.turns for i, e in enumerate(one_by_one) if i != 1
+    ]
 
 
 def test_a_failing_reset_ends_its_own_episode_alone(tokenizer, failing):

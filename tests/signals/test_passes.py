@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from threefold import GRPO, ISPO, ThreefoldTrainer
+from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
 from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.self_certainty import SelfCertainty
+from threefold.training.dynamic_sampling import DynamicSampling
 
 DIGIT_ANSWER = r"([0-9])"
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -207,6 +208,62 @@ def test_forward_passes_are_as_few_as_the_needs_allow(build, model_folder, credi
     options = {"model": str(model_folder)} if "beta" in args else {}
     trainer = trained(build, credit, args={"max_steps": 2, **args}, **options)
     assert passes(trainer) == expected
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "lora"])
+def test_what_our_sampler_saw_is_what_a_pass_would_measure(build, make_model, temperature, lora):
+    """Log-probabilities and entropies come with the samples: no pass of the policy, and equal to 1e-5."""
+    trainer = trained(
+        build,
+        ISPO("digit"),
+        sampler="threefold",
+        args={"max_steps": 2, "temperature": temperature, "top_k": 20},
+        **({"peft_config": LORA} if lora else {}),
+    )
+    # With LoRA the base is the policy without its adapter.
+    assert passes(trainer) == ({"policy": 1, "answer": 1} if lora else {"base": 1, "answer": 1})
+    signals, (prompts, completions) = trainer.batches[0].signals, trainer.seen[0]
+    initial = make_model().eval()
+    lengths = set()
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        logp, entropy = teacher_forced(initial, prompt, completion, temperature)
+        length = len(completion)
+        lengths.add(length)
+        torch.testing.assert_close(signals.logp_BT[row, :length], logp, atol=1e-5, rtol=0)
+        torch.testing.assert_close(signals.entropy_BT[row, :length], entropy, atol=1e-5, rtol=0)
+        torch.testing.assert_close(signals.base_logp_BT[row, :length], logp, atol=1e-5, rtol=0)
+        assert not signals.entropy_BT[row, length:].any()
+
+
+def test_episodes_that_dynamic_sampling_puts_together_are_scored_by_a_pass(build):
+    """Samples of replaced groups are not those that are trained on."""
+    trainer = trained(
+        build,
+        ISPO("digit"),
+        sampler="threefold",
+        dynamic_sampling=DynamicSampling(max_rounds=2),
+        args={"max_steps": 1, "max_completion_length": 2},  # a digit is rare: most groups are dead
+    )
+    assert trainer.state.log_history[0]["dynamic_sampling/replaced"] > 0
+    assert [which for which, _ in trainer.passes[:2]] == ["policy", "base"]
+
+
+def test_half_precision_is_scored_by_a_pass(build, make_model):
+    """Decoding and a whole forward round differently there."""
+    model = make_model().to(torch.bfloat16)
+    trainer = trained(build, ISPO("digit"), sampler="threefold", model=model, args={"max_steps": 1})
+    assert passes(trainer) == {"policy": 1, "base": 1, "answer": 1}
+
+
+def test_self_certainty_is_measured_beside_shared_prompts(build):
+    """It watches the backbone, which shared prompts call in pieces."""
+    plain, shared = (
+        trained(build, SelfCertainty(), args={"max_steps": 1}, speedups=speedups).batches[0].signals
+        for speedups in (None, Speedups())
+    )
+    torch.testing.assert_close(shared.self_certainty_BT, plain.self_certainty_BT)
+    torch.testing.assert_close(shared.logp_BT, plain.logp_BT)
 
 
 def test_with_lora_the_base_is_the_policys_own_pass_with_the_adapter_off(build):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from chat_server import Reply, chat_server
+from care_parts import lines, loaded, refused
 from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, SummedGRPO
 from threefold.caregiver import SCOPE
 from threefold.cli import main
@@ -22,58 +19,7 @@ from threefold.recipe import RecipeError, parse_recipe
 from threefold.training.play import given_credit
 from threefold.training.run import prepare
 from threefold.trajectory import read_jsonl
-from tiny_parts import tiny_model, tiny_tokenizer
-
-SETTINGS = {
-    "environment.name": "caregiver",
-    "environment.turns": 2,
-    "environment.turn_tokens": 8,
-    "environment.completion_tokens": 700,
-    "environment.options": {"short_prompt": True},
-    "credit.method": "t2grpo",
-    "training.steps": 2,
-    "training.prompts_per_step": 2,
-    "training.group_size": 4,
-    "training.learning_rate": 1e-3,
-    "evaluation.problems": 4,
-    "evaluation.before": False,
-    "run.threads": 1,
-}
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write a recipe for two-turn dialogues of a tiny model of characters; keywords are dotted keys."""
-    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folder = tmp_path / "model"
-    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-
-    def write(**changes: Any) -> Path:
-        paths = {"model.name": str(folder), "run.dir": str(tmp_path / "run")}
-        data: dict[str, Any] = {}
-        for key, value in {**SETTINGS, **paths, **changes}.items():
-            section, _, name = key.partition(".")
-            data.setdefault(section, {})[name] = value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(data), encoding="utf-8")
-        return path
-
-    return write
-
-
-def loaded(path: Path) -> Any:
-    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    assert main([str(a) for a in arguments]) == 2
-    return capsys.readouterr().err
+from tiny_parts import tiny_tokenizer
 
 
 def test_dialogues_are_trained_measured_reported_and_audited(recipe, tmp_path, capsys) -> None:
@@ -172,7 +118,7 @@ def test_the_arms_differ_in_the_credit_section_alone(recipe, settings, estimator
     assert parse_recipe(yaml.safe_load(prepared.recipe.to_yaml())) == prepared.recipe
 
 
-@pytest.mark.parametrize("method", ["gigpo", "mt_grpo", "summed_grpo"])
+@pytest.mark.parametrize("method", ["gdpo", "gigpo", "mt_grpo", "summed_grpo"])
 def test_the_other_arms_take_a_step(recipe, tmp_path, method) -> None:
     one = {"training.steps": 1, "evaluation.after": False}
     assert main(["train", str(recipe(**one, **{"credit.method": method})), "--quiet"]) == 0
@@ -223,67 +169,6 @@ def test_a_reward_of_weight_zero_is_watched_and_given_no_credit(build) -> None:
     assert credit.names == ["long"]
     log = next(log for log in trainer.state.log_history if "rewards/found/mean" in log)
     assert log["signal/outcome"] == pytest.approx(log["rewards/found/mean"])
-
-
-# Faults
-
-
-def test_a_patient_that_times_out_and_a_judge_that_breaks_lose_no_step(recipe, tmp_path) -> None:
-    """The patient's endpoint is silent now and then, the judge's JSON is always broken: every step is taken,
-    each case is counted, and what could be scored is learnt from."""
-    calls = count()
-    good = {"labels": [], "accepts": False, "leaves": False}
-
-    def patient(body: dict[str, Any]) -> Reply | str:
-        if "word yes" in body["messages"][-1]["content"]:
-            return "yes"
-        number = next(calls)
-        if number % 8 == 7:
-            return Reply("too late", delay_s=30)
-        refusing = "Leave me alone. I won't." if number % 2 else "Well."
-        return json.dumps({**good, "utterance": refusing})
-
-    def judge(body: dict[str, Any]) -> str:
-        return "yes" if "word yes" in body["messages"][-1]["content"] else '{"goal_recognition": '
-
-    with chat_server(patient) as plays, chat_server(judge) as judges:
-        common = {"model": "m", "retries": 0, "timeout_s": 1.0}
-        options = {
-            "short_prompt": True,
-            "patient": "endpoint",
-            "judge": "endpoint",
-            "patient_endpoint": {"base_url": plays.url, **common},
-            "judge_endpoint": {"base_url": judges.url, **{**common, "timeout_s": 30.0}},
-        }
-        path = recipe(**{"environment.options": options, "evaluation.problems": 2})
-        before = tiny_model(max_position_embeddings=2048).state_dict()
-        assert main(["train", str(path), "--quiet"]) == 0
-        asked = {body["messages"][0]["content"] for body in judges.seen}
-    run = tmp_path / "run"
-    for line in lines(run):
-        assert line["episodes/failed"] == 0.0
-        assert line["episodes/unscored"] == 1.0  # goal, fit and term
-        assert 0 < line["episodes/last/fault"] <= 2
-        assert line["signal/unscorable"] == 0.0  # success is known: the patient and the safety rules said it
-    assert [line["step"] for line in lines(run)] == [1, 2]
-    episodes = [record.trajectory for record in read_jsonl(run / "rollouts.jsonl")]
-    assert len(episodes) == 16
-    assert {e.ended for e in episodes} <= {"truncated", "terminated", "violation", "length"}
-    for episode in episodes:
-        assert set(episode.rewards.values()) <= {None, 0.0, 1.0}
-        stood_still = [
-            turn
-            for turn, before_ in zip(episode.turns[1:], episode.turns, strict=False)
-            if turn.state["fault"] > before_.state["fault"]
-        ]
-        assert all(turn.rewards == {"distress": 0.0, "resistance": 0.0} for turn in stood_still)
-    evaluation = json.loads((run / "evaluation.json").read_text())["evaluations"][0]
-    assert "GMCPQ" not in evaluation["scores"]  # asked for, never readable, so not measured
-    assert any("politeness" in text for text in asked)
-    from safetensors.torch import load_file
-
-    after = load_file(run / "model" / "model.safetensors")
-    assert any(not torch.equal(after[name], before[name]) for name in after)  # turns were scored
 
 
 def test_a_scenario_file_that_cannot_be_read_is_refused_with_its_line(recipe, tmp_path, capsys) -> None:

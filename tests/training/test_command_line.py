@@ -115,11 +115,36 @@ def test_json_leaves_standard_output_to_one_object_a_line(recipe, tmp_path, caps
     assert main(["train", str(path), "--json"]) == 0
     said = capsys.readouterr()
     events = [json.loads(line) for line in said.out.splitlines()]
-    assert [event["event"] for event in events] == ["step", "step", "result"]
-    assert [event.get("step") for event in events] == [1, 2, None]
-    assert "signal/dead_outcome" in events[0]["metrics"]
-    assert events[2]["evaluations"][0]["problems"] == 1
+    assert [event["event"] for event in events] == ["start", "step", "step", "result", "end"]
+    assert [event.get("step") for event in events] == [None, 1, 2, None, 2]
+    assert events[0]["batch"]["episodes per step"] == 8
+    assert "signal/dead_outcome" in events[1]["metrics"]
+    assert events[3]["evaluations"][0]["problems"] == 1
+    assert events[4]["report"] == str(tmp_path / "run" / "report.html")
+    assert not events[4]["stopped"]
     assert "report: " in said.err
+
+
+def test_quiet_leaves_the_results(recipe, tmp_path, capsys):
+    path = recipe()
+    capsys.readouterr()
+    assert main(["train", str(path), "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "held-out problems" in said
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in said
+    for word in ("learns", "step 1/2", "evaluating", "batch"):
+        assert word not in said
+
+
+def test_a_loud_run_shows_its_batch_before_the_first_step_and_what_it_waits_for(recipe, capsys):
+    path = recipe()
+    capsys.readouterr()
+    assert main(["train", str(path)]) == 0
+    said = capsys.readouterr().out
+    words = ["2 steps of 2 problems x 4 episodes", "episodes per step", "evaluating before training",
+             "step 1/2", "tokens/s", "step 2/2", "evaluating after training", "report: "]  # fmt: skip
+    assert [said.find(word) for word in words] == sorted(said.find(word) for word in words)
+    assert -1 not in [said.find(word) for word in words]
 
 
 def test_a_run_is_not_overwritten_unless_told(recipe, tmp_path, capsys):

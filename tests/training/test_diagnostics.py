@@ -12,6 +12,7 @@ from threefold.training.diagnostics import (
     critical_certainty,
     diagnose,
     in_words,
+    initial_kl,
 )
 
 NAN = float("nan")
@@ -65,6 +66,25 @@ def test_words_for_dead_groups_that_move_without_a_difference_of_rewards() -> No
         _batch(), _advantages([0.0, 0.0, -1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]), OUTCOME_B
     )
     assert "; NGRPO gave them 50% of the gradient's weight" in in_words(figures, "NGRPO")
+
+
+def test_words_do_not_round_a_small_share_to_nothing() -> None:
+    figures = diagnose(
+        _batch(), _advantages([0.01, -0.01, 0.0, 0.0, 2.0, -2.0], [1.0, 1.005, 0.0, 0.0, 1.0, 0.0]), OUTCOME_B
+    )
+    assert "ISPO revived 1, less than 1% of the gradient's weight" in in_words(figures, "ISPO")
+
+
+def test_distance_from_the_initial_model_is_over_trained_tokens_that_were_scored() -> None:
+    """11 trained tokens; row 0 has one without a score, row 1's second token is masked."""
+    logp_BT = torch.full((6, 2), -1.0)
+    base_BT = torch.tensor([[-1.5, NAN], [-1.5, 99.0]] + [[-1.25, -0.75]] * 4)
+    signals = Signals(logp_BT=logp_BT, base_logp_BT=base_BT)
+    assert initial_kl(_batch(signals=signals)) == {"signal/kl_initial": pytest.approx((0.5 + 0.5) / 10)}
+    assert initial_kl(_batch(signals=Signals(logp_BT=logp_BT))) == {}
+    assert "signal/kl_initial" in diagnose(
+        _batch(signals=signals), _advantages([0.0] * 6, [0.0] * 6), OUTCOME_B
+    )
 
 
 def test_certainty_by_outcome() -> None:
@@ -125,3 +145,12 @@ def test_why_a_loss_is_zero(outcome: list[float], mask: torch.Tensor, reason: st
     )
     figures = diagnose(batch, _advantages([0.0] * 6, outcome), outcome_B)
     assert reason in in_words(figures, "GRPO")
+
+
+def test_a_kl_term_moves_the_policy_where_no_token_has_an_advantage() -> None:
+    outcome_B = torch.zeros(6)
+    figures = diagnose(_batch(outcome_B), _advantages([0.0] * 6, [0.0] * 6), outcome_B)
+    assert in_words(figures, "GRPO", kl=0.04).endswith("the KL term, of weight 0.04, alone moves the policy")
+    assert "KL" not in in_words(figures, "GRPO")
+    mixed = diagnose(_batch(), _advantages([1.0, -1.0] * 3, [1.0, 0.0] * 3), OUTCOME_B)
+    assert "KL" not in in_words(mixed, "GRPO", kl=0.04)

@@ -1,4 +1,4 @@
-"""Prompts scored once a micro-batch: the same answers and the same gradient as TRL's own forward."""
+"""What rows have in common scored once: the same answers and the same gradient as TRL's own forward."""
 
 from __future__ import annotations
 
@@ -84,61 +84,128 @@ def relative_difference(one: Any, other: Any) -> float:
     return (difference / sum(float((a**2).sum()) for a, _ in pairs)) ** 0.5
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_the_answers_and_the_gradient_are_those_of_trls_forward(kind):
+def compared(kind: str, rows: dict[str, Tensor], checkpointing: dict[str, Any] | None = None) -> int:
+    """Hold answers and gradient of shared passes against TRL's forward; the tokens that they forwarded."""
     plain, shared = pair(kind)
-    rows = batch()
-    weights = torch.randn(PROMPTS * GROUP, COMPLETION, generator=torch.Generator().manual_seed(2))
+    if checkpointing is not None:
+        for model in (plain, shared):
+            model.gradient_checkpointing_enable(checkpointing)
+    weights = torch.randn(rows["input_ids"].shape, generator=torch.Generator().manual_seed(2))[:, 1:]
     counts = tokens_forwarded(shared)
     answers = []
     for model in (plain, shared):
         answer = model(**rows, fused_lm_head=True)
-        (answer.log_probs[:, -COMPLETION:] * weights).sum().backward()
+        (answer.log_probs * weights).sum().backward()
         answers.append(answer)
-    # The path under test was taken: two passes of the backbone, the prompts once each and without padding.
-    longest = int(rows["attention_mask"][:, PROMPT:].sum(dim=1).max())
-    assert counts == [PROMPTS * (PROMPT - 2 - 1), PROMPTS * GROUP * (1 + longest)]
     for name in ("log_probs", "entropy", "mean_logits"):
         torch.testing.assert_close(answers[1][name], answers[0][name], rtol=0, atol=2e-6)
+    torch.testing.assert_close(answers[1].loss, answers[0].loss)
     assert relative_difference(plain, shared) < 1e-5
+    return sum(counts)
+
+
+def rows_of(prompts: list[list[int]], completions: list[list[int]]) -> dict[str, Tensor]:
+    """Rows as TRL lays them out: prompts padded on the left, completions on the right."""
+    before, behind = max(map(len, prompts)), max(map(len, completions))
+    ids = torch.zeros(len(prompts), before + behind, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        here = slice(before - len(prompt), before + len(completion))
+        ids[row, here], mask[row, here] = torch.tensor(prompt + completion), 1
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :before] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    return torch.randint(3, 99, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_answers_and_the_gradient_are_those_of_trls_forward(kind):
+    rows = batch()
+    # No more than the prompts once each, without padding, and their last token with every completion.
+    longest = int(rows["attention_mask"][:, PROMPT:].sum(dim=1).max())
+    assert 0 < compared(kind, rows) <= PROMPTS * (PROMPT - 2 - 1) + PROMPTS * GROUP * (1 + longest)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_dialogues_share_the_turns_that_they_have_in_common(kind):
+    """Four dialogues of one opening: two part after the second turn, a third after the first."""
+    opening, first, second = random_ids(150, 0), random_ids(100, 1), random_ids(100, 2)
+    completions = [
+        first + second + random_ids(20, 3),
+        first + second + random_ids(30, 4),
+        first + random_ids(110, 5),
+        random_ids(90, 6),
+    ]
+    forwarded = compared(kind, rows_of([opening] * 4, completions))
+    once = 150 + 100 + 100 + 20 + 30 + 110 + 90
+    assert once <= forwarded < 1.2 * once  # TRL: 4 * (150 + 230)
+
+
+def test_prompts_of_different_lengths_share_their_system_message():
+    system = random_ids(200, 0)
+    prompts = [system + random_ids(count, seed) for seed, count in enumerate((30, 34, 41), 1)]
+    rows = rows_of(prompts * 2, [random_ids(12, seed) for seed in range(10, 16)])
+    assert compared("llama", rows) < 200 + 30 + 34 + 41 + 6 * 60
+
+
+def test_completions_that_are_equal_are_scored_once():
+    prompt, same = random_ids(100, 0), random_ids(100, 1)
+    assert compared("qwen3", rows_of([prompt] * 4, [same] * 4)) == 199  # nothing follows the last token
+
+
+def test_one_prompt_may_end_where_another_goes_on():
+    """Equal tokens, of which one row's are its prompt and the other's its completion."""
+    tokens = random_ids(120, 0)
+    rows = rows_of([tokens[:80], tokens[:40]], [[*tokens[80:], 5, 6], [*tokens[40:], 7]])
+    assert compared("llama", rows) < 2 * 100
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
+def test_rows_longer_than_the_sliding_window(kind):
+    """The window, 64 tokens, ends inside what is shared."""
+    rows = batch(prompt=90, completion=40)
+    assert compared(kind, rows) < 0.5 * rows["input_ids"].numel()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
+def test_under_gradient_checkpointing(kind):
+    """Layers that run a second time in the backward pass find the keys and values of the first time."""
+    rows = batch(prompt=80)
+    forwarded = compared(kind, rows, {"use_reentrant": False})
+    assert forwarded < 0.5 * rows["input_ids"].numel()
+
+
+def test_reentrant_checkpointing_is_left_to_trl():
+    """It gives no gradient to what a layer takes from outside, such as keys and values."""
+    rows = batch()
+    assert compared("llama", rows, {"use_reentrant": True}) == rows["input_ids"].numel()
 
 
 def test_one_token_less_of_a_prompt_is_another_prompt():
     """Prompts that differ in their padding alone must not be taken for one."""
-    plain, shared = pair("llama")
     rows = batch()
     rows["attention_mask"][0, : PROMPT - 1] = 0
-    expected, answer = (m(**rows, fused_lm_head=True).log_probs for m in (plain, shared))
-    torch.testing.assert_close(answer, expected, rtol=0, atol=2e-6)
+    compared("llama", rows)
 
 
 def test_prompts_of_one_token():
-    plain, shared = pair("llama")
     rows = batch()
-    rows = {name: value[:, PROMPT - 1 :] for name, value in rows.items()}
-    expected, answer = (m(**rows, fused_lm_head=True).log_probs for m in (plain, shared))
-    assert torch.equal(answer, expected)
+    compared("llama", {name: value[:, PROMPT - 1 :] for name, value in rows.items()})
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3"])
-def test_a_row_longer_than_the_window_is_left_to_trl(kind):
-    plain, shared = pair(kind)
-    rows = batch(prompt=60)
-    counts = tokens_forwarded(shared)
-    expected, answer = (m(**rows, fused_lm_head=True).log_probs for m in (plain, shared))
-    assert torch.equal(answer, expected)
-    assert counts == [rows["input_ids"].numel()]
-
-
-def test_gradient_checkpointing_is_left_to_trl():
-    plain, shared = pair("llama")
-    for model in (plain, shared):
-        model.gradient_checkpointing_enable()
+def test_a_row_that_scores_nothing():
     rows = batch()
-    counts = tokens_forwarded(shared)
-    expected, answer = (m(**rows, fused_lm_head=True).log_probs for m in (plain, shared))
-    assert torch.equal(answer, expected)
-    assert counts == [rows["input_ids"].numel()]
+    rows["labels"][3] = -100
+    compared("llama", rows)
+
+
+def test_a_row_with_a_hole_is_left_to_trl():
+    rows = batch()
+    rows["attention_mask"][0, PROMPT - 3] = 0
+    assert compared("llama", rows) == rows["input_ids"].numel()
 
 
 def test_generation_and_plain_losses_are_untouched():

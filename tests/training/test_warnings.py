@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threefold.training.callbacks import MetricsWriter
-from threefold.training.console import Console
 from threefold.training.diagnostics import skill_use
 from threefold.training.run_directory import RunDirectory
 from threefold.training.warnings import WINDOW, Watch, alarms
@@ -52,6 +50,7 @@ def causes(history: list[dict[str, float]], **weights: float) -> list[str]:
         ("turns/violations", 0.05, 0.4, "vetoes rising"),
         ("skills/fired", 0.0, 0.0, "skills never fire"),
         ("kl", 0.0, 0.5, "KL drift"),
+        ("signal/kl_initial", 0.0, 0.5, "KL drift"),
         ("completions/clipped_ratio", 0.5, 0.5, "truncation"),
         ("signal/dead_all_wrong", 1.0, 0.95, "all wrong"),
         ("signal/dead_all_right", 0.5, 1.0, "all right"),
@@ -144,32 +143,3 @@ def test_metrics_keep_a_warning_at_the_step_in_which_it_came_up(tmp_path: Any) -
     (warned,) = [line for line in lines if "warnings" in line]
     assert warned["warnings"][0].startswith("entropy fell from ")
     assert 10 <= warned["step"] < 20
-
-
-def test_console_warns_once_and_quiet_does_not(capsys: pytest.CaptureFixture[str]) -> None:
-    for quiet in (False, True):
-        console = Console(quiet=quiet)
-        for number, step in enumerate(course("completions/clipped_ratio", 0.5, 0.5), 1):
-            console.step(number, 20, step, "nothing special")
-        said = capsys.readouterr().out
-        assert said.count("warning, truncation: 50% of the completions") == (not quiet)
-        assert said.count("Raise training.max_completion_tokens") == (not quiet)
-
-
-def test_json_is_one_object_a_step_with_what_is_not_finite_as_null(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    console = Console(json=True)
-    console.print("for people")
-    for number, step in enumerate(course("completions/clipped_ratio", 0.5, 0.5, steps=6), 1):
-        console.step(number, 6, {**step, "grad_norm": float("nan")}, "words [of] a step")
-        console.step(number, 6, {"loss": 0.0}, "a second update")
-    console.learned({"evaluations": [], "gains": [], "unit": "problems"})
-    said = capsys.readouterr()
-    assert "for people" in said.err
-    events = [json.loads(line) for line in io.StringIO(said.out)]
-    assert [event["event"] for event in events] == ["step"] * 6 + ["result"]
-    assert events[0]["metrics"]["grad_norm"] is None
-    assert events[0]["words"] == "words [of] a step"
-    assert [len(event["warnings"]) for event in events[:-1]] == [0, 0, 0, 0, 1, 0]
-    assert events[4]["warnings"][0]["cause"] == "truncation"

@@ -114,6 +114,11 @@ class EnvironmentSource(Protocol):
         ...
 
 
+def is_source(kind: Any) -> bool:
+    """Whether this is a class of sources: its objects are called for an environment, and are none."""
+    return isinstance(kind, type) and any("__call__" in vars(base) for base in kind.__mro__)
+
+
 class DemonstrationSource(Protocol):
     """`demonstrations`, found like `tasks`: what a warm start learns from. Optional."""
 

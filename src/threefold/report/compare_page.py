@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 from threefold.report.arms import Arm
 from threefold.report.compare import Comparison, Difference, compare, spread
 from threefold.report.curves import Chart, Series, chart_html
-from threefold.report.document import anchored, document, navigation, write_page
+from threefold.report.document import document, navigation, pages, write_page
 from threefold.report.outcomes import SHARES
-from threefold.report.page import notes_html
+from threefold.report.overview import cards_html, notes_html
+from threefold.report.questions import Answer, Finding, answers
 
 DRAWN_ARMS = 6
 """Most arms in a chart: there are six colours that can be told apart."""
@@ -52,6 +54,7 @@ def write_comparison(
     *,
     scores: Sequence[str] = (),
     baseline: Path | None = None,
+    reload: float | None = None,
 ) -> Path:
     """Write several runs side by side as one self-contained HTML file.
 
@@ -59,6 +62,7 @@ def write_comparison(
         run_dirs: Two run directories or more, finished or not.
         output: The file to write; `comparison.html` beside the first run where None.
         scores, baseline: As for `compare.compare`.
+        reload: Seconds after which an open page loads itself again; None for never.
 
     Returns:
         The file that was written.
@@ -68,16 +72,17 @@ def write_comparison(
     """
     comparison = compare([Path(run_dir) for run_dir in run_dirs], scores=scores, baseline=baseline)
     path = Path(run_dirs[0]).resolve().parent / "comparison.html" if output is None else Path(output)
-    return write_page(path, comparison_html(comparison))
+    return write_page(path, comparison_html(comparison, reload=reload))
 
 
-def comparison_html(comparison: Comparison) -> str:
-    """The whole page as text."""
+def comparison_html(comparison: Comparison, *, reload: float | None = None) -> str:
+    """The whole file as text."""
     runs = sum(len(arm.entries) for arm in comparison.arms)
     title = f"Comparison of {runs} runs"
     facts = {"Arms": str(len(comparison.arms)), "Runs": str(runs), "Compared with": comparison.baseline}
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     parts = {
+        "Overview": _overview(comparison, items),
         "Differences": _differences(comparison),
         "Side by side": _beside(comparison),
         "Curves": _curves(comparison.arms),
@@ -86,13 +91,62 @@ def comparison_html(comparison: Comparison) -> str:
     }
     body = "".join(
         [
-            f"<header><h1>{escape(title)}</h1><dl class='facts'>{items}</dl></header>",
+            f"<header><h1>{escape(title)}</h1></header>",
             navigation(parts),
-            notes_html(comparison.notes),
-            *anchored(parts),
+            pages(parts),
         ]
     )
-    return document(f"{title} - Threefold", body, {})
+    return document(f"{title} - Threefold", body, {}, reload=reload)
+
+
+def _overview(comparison: Comparison, facts: str) -> str:
+    """The three questions to every arm: how many of its seeds give which verdict, and each one's findings."""
+    rows, details = [], []
+    for arm in comparison.arms:
+        found = [answers(entry.run, _controls(comparison, arm)) for entry in arm.entries]
+        cells = "".join(f"<td>{_verdicts([three[i] for three in found])}</td>" for i in range(3))
+        mark = ' class="control"' if arm.noise is not None else ""
+        rows.append(f"<tr{mark}><th scope=row>{escape(arm.name)}</th>{cells}</tr>")
+        for entry, three in zip(arm.entries, found, strict=True):
+            seed = "" if entry.seed is None else f", seed {entry.seed}"
+            details.append(
+                f"<details><summary>{escape(arm.name)}{seed}</summary>{cards_html(three, ())}</details>"
+            )
+    questions = [answer.question for answer in answers(comparison.arms[0].entries[0].run)]
+    head = "".join(f"<th>{escape(question)}</th>" for question in questions)
+    return (
+        f'<dl class="facts">{facts}</dl><section><h2>Three questions to each arm</h2><p class=lead>'
+        f"{escape(comparison.multiplicity())}</p>"
+        '<div class=scroll tabindex="0" role="region" aria-label="Three questions to each arm">'
+        f'<table class="verdicts beside"><thead><tr><th>arm</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div><h3>What they rest on</h3>{''.join(details)}</section>"
+        f"{notes_html(comparison.notes)}"
+    )
+
+
+def _verdicts(found: Sequence[Answer]) -> str:
+    """The verdicts of an arm's runs, each with the number of seeds that give it."""
+    tones = {answer.verdict: answer.tone for answer in found}
+    counts = Counter(answer.verdict for answer in found)
+    return "".join(
+        f'<span class="verdict-of t-{tones[verdict]}">{escape(verdict)}'
+        f"{f' ({count} of {len(found)} seeds)' if len(found) > 1 else ''}</span>"
+        for verdict, count in counts.most_common()
+    )
+
+
+def _controls(comparison: Comparison, arm: Arm) -> list[Finding]:
+    """What the noise control of an arm says of it, sampled decoding first."""
+    mine = [d for d in comparison.differences if d.control and d.second == arm.name]
+    tones = {1: "good", 0: "plain", -1: "bad"}
+    return [
+        Finding(
+            f"Minus its noise control, {d.score} ({d.mode}): {spread(d.interval, d.share)}"
+            f"{' points' if d.share else ''}, {d.verdict()}; {d.chance}.",
+            tones[(d.interval.low > 0) - (d.interval.high < 0)],  # type: ignore[arg-type]
+        )
+        for d in sorted(mine, key=lambda d: d.mode != "sampled")
+    ]
 
 
 def _differences(comparison: Comparison) -> str:

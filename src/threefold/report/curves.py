@@ -4,8 +4,8 @@ script."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 POINT_LIMIT = 150
@@ -24,6 +24,8 @@ class Series:
     name: str
     values: Mapping[int, float]
     colour: int = 0
+    band: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Low and high end of an interval by step, where there is one."""
 
     @property
     def ends(self) -> tuple[tuple[int, float], tuple[int, float]]:
@@ -34,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over the training step that share an axis."""
+    """Curves over the training step, or over another count, that share an axis."""
 
     title: str
     series: tuple[Series, ...]
@@ -44,6 +46,8 @@ class Chart:
     """Values are shares: the axis runs from 0 to 1."""
     stacked: bool = False
     """Areas on top of each other; for parts of a whole that are never negative."""
+    axis: str = "step"
+    """What the horizontal axis counts."""
 
 
 def chart_html(chart: Chart) -> str:
@@ -96,6 +100,7 @@ def _thin(series: Sequence[Series]) -> tuple[list[float], list[list[float | None
 def _svg(chart: Chart, steps: Sequence[float], columns: list[list[float | None]]) -> str:
     drawn = _stack(columns) if chart.stacked else columns
     values = [value for column in drawn for value in column if value is not None]
+    values += [end for s in chart.series for ends in s.band.values() for end in ends]
     ticks = _value_ticks(values, chart)
     low, high = ticks[0], ticks[-1]
     first, last = steps[0], steps[-1]
@@ -118,11 +123,12 @@ def _svg(chart: Chart, steps: Sequence[float], columns: list[list[float | None]]
     for tick in _step_ticks(first, last):
         anchor, label = ("end" if x(tick) > _WIDTH - 24 else "middle"), f"{tick:.10g}"
         if tick == first:
-            anchor, label = ("start" if first < last else "middle"), f"step {label}"
+            anchor, label = ("start" if first < last else "middle"), escape(f"{chart.axis} {label}")
         parts.append(f'<text x="{x(tick):.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{label}</text>')
     base: list[float | None] = [low] * len(steps)
     for series, column in zip(chart.series, drawn, strict=True):
         points = [(x(s), y(v)) for s, v in zip(steps, column, strict=True) if v is not None]
+        parts.append(_band(series, x, y))
         if chart.stacked:
             floor = [(x(s), y(v)) for s, v in zip(steps, base, strict=True) if v is not None]
             parts.append(f'<path class="area c{series.colour}" d="{_path(points + floor[::-1])}Z"/>')
@@ -130,6 +136,17 @@ def _svg(chart: Chart, steps: Sequence[float], columns: list[list[float | None]]
         parts.append(_curve(points, series.colour, smooth=not chart.stacked))
     parts.append(f'<path class="cursor" d="M0 {_TOP}V{_HEIGHT - _BOTTOM}" visibility="hidden"/></svg>')
     return "".join(parts)
+
+
+def _band(series: Series, x: Callable[[float], float], y: Callable[[float], float]) -> str:
+    if not series.band:
+        return ""
+    if len(series.band) == 1:
+        ((step, (low, high)),) = series.band.items()
+        return f'<path class="thin c{series.colour}" d="M{x(step):.1f} {y(low):.1f}V{y(high):.1f}"/>'
+    upper = [(x(step), y(high)) for step, (_, high) in series.band.items()]
+    lower = [(x(step), y(low)) for step, (low, _) in series.band.items()]
+    return f'<path class="band c{series.colour}" d="{_path(upper + lower[::-1])}Z"/>'
 
 
 def _curve(points: list[tuple[float, float]], colour: int, *, smooth: bool) -> str:
@@ -194,7 +211,8 @@ def _summary(chart: Chart) -> str:
     parts = []
     for series in chart.series:
         (first, start), (last, end) = series.ends
-        parts.append(f"{series.name} from {start:.3g} at step {first} to {end:.3g} at step {last}")
+        axis = chart.axis
+        parts.append(f"{series.name} from {start:.3g} at {axis} {first} to {end:.3g} at {axis} {last}")
     return f"{chart.title}: " + "; ".join(parts)
 
 
@@ -202,12 +220,18 @@ def _table(chart: Chart, steps: Sequence[float], columns: list[list[float | None
     head = "".join(f"<th>{escape(series.name)}</th>" for series in chart.series)
     rows = "".join(
         f"<tr><td>{step:.10g}</td>"
-        + "".join(f"<td>{'' if value is None else f'{value:.4g}'}</td>" for value in values)
+        + "".join(_value(s, step, value) for s, value in zip(chart.series, values, strict=True))
         + "</tr>"
         for step, *values in zip(steps, *columns, strict=True)
     )
-    thinned = f", each row the mean of up to {width} steps" if width > 1 else ""
+    thinned = f", each row the mean of up to {width} {chart.axis}s" if width > 1 else ""
     return (
-        f"<details><summary>Numbers{thinned}</summary><div class=scroll><table><thead><tr><th>step</th>{head}"
-        f"</tr></thead><tbody>{rows}</tbody></table></div></details>"
+        f"<details><summary>Numbers{escape(thinned)}</summary><div class=scroll><table><thead><tr>"
+        f"<th>{escape(chart.axis)}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
     )
+
+
+def _value(series: Series, step: float, value: float | None) -> str:
+    ends = series.band.get(int(step)) if step == int(step) else None
+    interval = "" if ends is None else f" [{ends[0]:.4g}, {ends[1]:.4g}]"
+    return f"<td>{'' if value is None else f'{value:.4g}'}{interval}</td>"

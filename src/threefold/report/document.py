@@ -21,16 +21,17 @@ _DIALOG = (
     '<button type="button" id="close">Close</button></div><div id="detail"></div></dialog>'
     '<div id="tip" role="status" hidden></div>'
 )
-_SCRIPTS = ("report.js", "groups.js")
+_SCRIPTS = ("report.js", "groups.js", "pages.js")
 
 
-def document(title: str, body: str, data: Mapping[str, str]) -> str:
-    """A whole page.
+def document(title: str, body: str, data: Mapping[str, str], *, reload: float | None = None) -> str:
+    """A whole file.
 
     Args:
         title: Of the window, not escaped yet.
         body: Markup, escaped.
         data: JSON for the page's script by element id, as `episodes.script_json` writes it.
+        reload: Seconds after which an open page loads itself again; None for never.
     """
     style, scripts = _asset("report.css"), [_asset(name) for name in _SCRIPTS]
     policy = (
@@ -40,8 +41,9 @@ def document(title: str, body: str, data: Mapping[str, str]) -> str:
     embedded = "".join(
         f'<script type="application/json" id="{name}">{json}</script>' for name, json in data.items()
     )
+    again = "" if reload is None else f' data-reload="{reload:g}"'
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en"{again}><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
@@ -52,17 +54,26 @@ def document(title: str, body: str, data: Mapping[str, str]) -> str:
 
 
 def navigation(parts: Mapping[str, str]) -> str:
-    """Links to the parts of a page that are not empty, by their names."""
-    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name, html in parts.items() if html)
-    return f'<nav aria-label="Parts of this page">{links}</nav>'
+    """Links to the pages that are not empty, by their names."""
+    links = "".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name, html in parts.items() if html)
+    return f'<nav aria-label="Pages">{links}</nav>'
 
 
-def anchored(parts: Mapping[str, str]) -> list[str]:
-    """The parts, each where its link leads."""
-    return [f'<div id="{_anchor(name)}" class="part">{html}</div>' for name, html in parts.items() if html]
+def pages(parts: Mapping[str, str]) -> str:
+    """The pages, one below the other; a script shows one at a time, and without it all are there to read."""
+    return "".join(
+        f'<div id="{anchor(name)}" class="part" role="region" aria-label="{escape(name)}">{html}</div>'
+        for name, html in parts.items()
+        if html
+    )
 
 
-def _anchor(name: str) -> str:
+def link(name: str) -> str:
+    """A link to a page, to stand behind a sentence."""
+    return f' <a class="more" href="#{anchor(name)}">{escape(name)}</a>'
+
+
+def anchor(name: str) -> str:
     return "part-" + name.lower().replace(" ", "-").replace("?", "")
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Literal
 
+from threefold.report.records import Head
+
 State = Literal["wrong", "wrong_ranked", "alive", "equal", "right_ranked", "right", "unscored"]
 
 LABELS: Mapping[State, str] = {
@@ -52,18 +54,12 @@ class GroupMap:
     """Steps in the record."""
 
 
-def cell(group_id: int, members: Sequence[Mapping[str, Any]]) -> Cell:
-    """What a group gave.
-
-    Args:
-        group_id: Of the record.
-        members: One mapping an episode: `success` (True, False or None), `rewards` by channel, and `reward`,
-            the scalar that was normalised, None where not recorded.
-    """
-    successes = [m["success"] for m in members if m["success"] is not None]
+def cell(group_id: int, members: Sequence[Head]) -> Cell:
+    """What a group gave: what its members' outcomes and rewards differ in."""
+    successes = [m.success for m in members if m.success is not None]
     # A scalar that is recorded for all is what the method ranked; else the channels have to do.
-    scalars = [m["reward"] for m in members]
-    compared = scalars if None not in scalars else [m["rewards"] for m in members]
+    scalars = [m.reward for m in members]
+    compared = scalars if None not in scalars else [m.rewards for m in members]
     differ = any(value != compared[0] for value in compared[1:])
     return Cell(group_id, _state(successes, compared, differ), sum(successes), len(members))
 

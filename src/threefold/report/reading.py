@@ -8,7 +8,6 @@ page shows these sentences at its top.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,11 @@ from typing import Any
 
 import yaml
 
+from threefold.report.evaluations import Evaluation, Gain, Swap, evaluations_of, read_swaps
+from threefold.report.intervals import Interval, is_number
 from threefold.report.sampling import EpisodeSample, sample_episodes
+
+__all__ = ["Evaluation", "Gain", "Interval", "Metrics", "Run", "Swap", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -38,43 +41,6 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean with the ends of its interval; an end that was not recorded is None."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One pass over the held-out problems."""
-
-    when: str
-    mode: str
-    step: int | None = None
-    temperature: float | None = None
-    problems: int | None = None
-    samples: int | None = None
-    scores: Mapping[str, Interval] = field(default_factory=dict)
-    by_difficulty: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Mean by score, by difficulty."""
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    """Confidence against correctness, as evaluation.json has it; empty where it was not measured."""
-    in_own_units: frozenset[str] = frozenset()
-    """Scores that are no shares: an environment's reward channels."""
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Difference after minus before, paired by problem."""
-
-    score: str
-    mode: str
-    value: Interval
-
-
-@dataclass(frozen=True)
 class Run:
     """A run directory in memory: all of it, except that the episodes are a bounded sample."""
 
@@ -85,6 +51,7 @@ class Run:
     metrics: Metrics
     evaluations: tuple[Evaluation, ...]
     gains: tuple[Gain, ...]
+    swaps: tuple[Swap, ...]
     episodes: EpisodeSample
     notes: tuple[str, ...]
     """What is missing or could not be read, one sentence each."""
@@ -112,7 +79,7 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
     evaluation = _read_json(
         run_dir / "evaluation.json", "there are no results before and after training", notes
     )
-    evaluations, gains = _evaluations(evaluation, notes)
+    evaluations, gains = evaluations_of(evaluation, notes)
     episodes = sample_episodes(run_dir, episode_limit) if episode_limit else EpisodeSample()
     notes.extend(episodes.notes)
     return Run(
@@ -123,6 +90,7 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
         metrics=metrics,
         evaluations=evaluations,
         gains=gains,
+        swaps=read_swaps(run_dir, notes),
         episodes=episodes,
         notes=tuple(notes),
     )
@@ -172,7 +140,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
     for row in _rows(path, notes):
         step, split = row.pop("step"), row.pop("split", "train")
         time = row.pop("time", None)
-        if _is_finite(time):
+        if is_number(time):
             times = [min([time, *times]), max([time, *times])]
         if split == "train":
             train_steps.add(step)
@@ -184,7 +152,7 @@ def _read_metrics(path: Path, notes: list[str]) -> Metrics:
             if isinstance(warning, str):
                 warnings.setdefault(warning, step)
         for name, value in row.items():
-            if _is_finite(value):
+            if is_number(value):
                 column = name if split == "train" else f"{split}: {name}"
                 columns.setdefault(column, {})[step] = float(value)
             elif isinstance(value, float):
@@ -226,67 +194,3 @@ def _rows(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
             f"{path.name}: lines left out because they hold no complete JSON object with a step: {len(bad)}, "
             f"the first at line {bad[0]} (a crash cuts the line being written)."
         )
-
-
-def _evaluations(
-    data: Mapping[str, Any], notes: list[str]
-) -> tuple[tuple[Evaluation, ...], tuple[Gain, ...]]:
-    evaluations, gains = [], []
-    try:
-        for entry in data.get("evaluations", ()):
-            evaluations.append(
-                Evaluation(
-                    when=str(entry["when"]),
-                    mode=str(entry["mode"]),
-                    step=entry.get("step"),
-                    temperature=entry.get("temperature"),
-                    problems=entry.get("problems"),
-                    samples=entry.get("samples"),
-                    scores={name: _interval(value) for name, value in entry.get("scores", {}).items()},
-                    by_difficulty={
-                        name: {score: float(mean) for score, mean in scores.items() if _is_finite(mean)}
-                        for name, scores in entry.get("by_difficulty", {}).items()
-                    },
-                    calibration=_calibration(entry.get("calibration") or {}),
-                    in_own_units=frozenset(map(str, entry.get("in_own_units", ()))),
-                )
-            )
-        for entry in data.get("gains", ()):
-            gains.append(Gain(score=str(entry["score"]), mode=str(entry["mode"]), value=_interval(entry)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        notes.append(
-            f"evaluation.json has an entry of an unknown form ({type(error).__name__}: {error}); "
-            "the entries before it are shown."
-        )
-    return tuple(evaluations), tuple(gains)
-
-
-def _calibration(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The figures, each checked to be a number that can be drawn."""
-    if not value:
-        return {}
-    rows = [value, *value["by_difficulty"].values()]
-    for name in ("confidence", "accuracy", "brier", "ece_width", "ece_mass", "samples", "no_answer"):
-        if not all(_is_finite(row[name]) for row in rows):
-            raise ValueError(f"calibration has a {name} that is not a finite number")
-    for row in value["table"]:
-        if not all(_is_finite(row[name]) for name in ("low", "high", "samples", "confidence", "accuracy")):
-            raise ValueError("the reliability table has a value that is not a finite number")
-    return value
-
-
-def _interval(value: Mapping[str, Any]) -> Interval:
-    if not _is_finite(value["mean"]):
-        raise ValueError(f"mean {value['mean']!r} is not a finite number")
-    ends = {name: float(value[name]) for name in ("low", "high") if _is_finite(value.get(name))}
-    return Interval(float(value["mean"]), **ends)
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether it is a number that can be drawn: the bound keeps differences of two of them finite."""
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and abs(value) < 1e300
-    )

@@ -3,11 +3,15 @@
 The dialogue grows and is never tokenised twice: what the agent wrote stays as the sampler's ids, and only the
 environment's new messages are tokenised, each with the chat template's own markers around it. A sampler that
 remembers dialogues (a `Session`) forwards only what is new; any other gets whole contexts.
+
+Environments answer one after the other, unless they say that so many may be asked at the same time
+(`concurrency`, as those of `envs.pool` do): then each is asked in a thread. Only they run in threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +71,9 @@ class _Row:
         self.last = Observation()
         self.ended = ""
 
+    def begin(self) -> Observation:
+        return self.environment.reset(self.start.task, self.start.seed, self.start.member)
+
     def append(self, ids: Sequence[int], turn: int, logprobs: Sequence[float | None] | None = None) -> None:
         self.token_ids.extend(ids)
         self.turn_ids.extend([turn] * len(ids))
@@ -102,8 +109,9 @@ def run_episodes(
             environment = make_environment()
             open_environments.callback(environment.close)
             rows.append(_Row(start, environment))
-        for row in rows:
-            _guarded(row, partial(_open, row, tokenizer))
+        ask = _asking(rows, open_environments)
+        for row, opening in zip(rows, ask([row.begin for row in rows]), strict=True):
+            _guarded(row, partial(_open, row, opening, tokenizer))
         if isinstance(generate, Session):
             open_environments.callback(generate.close)
         for turn in range(limits.turns):
@@ -116,8 +124,13 @@ def run_episodes(
                 for number in live
             ]
             outputs = _generate(generate, live, contexts, room)
-            for number, (ids, logprobs) in zip(live, outputs, strict=True):
-                _take_turn(rows[number], turn, ids, logprobs, tokenizer, limits)
+            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
+            answers = ask(
+                [partial(rows[i].environment.step, said) for i, said in zip(live, texts, strict=True)]
+            )
+            for number, (ids, logprobs), text, answer in zip(live, outputs, texts, answers, strict=True):
+                rows[number].append(ids, turn, logprobs)
+                _take_turn(rows[number], turn, ids, text, answer, tokenizer, limits)
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
@@ -140,6 +153,29 @@ def _generate(
     ]
 
 
+Answer = Observation | Exception
+"""What an environment came up with: its failure ends one episode, so it is handed on like an answer."""
+
+
+def _asking(
+    rows: Sequence[_Row], closing: ExitStack
+) -> Callable[[Sequence[Callable[[], Observation]]], list[Answer]]:
+    """How the environments are asked: in turn, or as many at a time as all of them allow."""
+    most = min((getattr(row.environment, "concurrency", 1) for row in rows), default=1)
+    if most < 2 or len(rows) < 2:
+        return lambda calls: [_answer(call) for call in calls]
+    threads = ThreadPoolExecutor(min(most, len(rows)), "environments")
+    closing.callback(threads.shutdown)
+    return lambda calls: list(threads.map(_answer, calls))
+
+
+def _answer(call: Callable[[], Observation]) -> Answer:
+    try:
+        return call()
+    except Exception as error:  # an environment may fail in any way; the others' episodes must not be lost
+        return error
+
+
 def _guarded(row: _Row, act: Callable[[], None]) -> None:
     """An environment's failure ends its own episode; the reason goes into the record."""
     try:
@@ -148,8 +184,9 @@ def _guarded(row: _Row, act: Callable[[], None]) -> None:
         row.ended = f"error: {type(error).__name__}: {error}"
 
 
-def _open(row: _Row, tokenizer: Tokenizer) -> None:
-    observation = row.environment.reset(row.start.task, row.start.seed, row.start.member)
+def _open(row: _Row, observation: Answer, tokenizer: Tokenizer) -> None:
+    if isinstance(observation, Exception):
+        raise observation
     ids = tokenizer.apply_chat_template(
         list(observation.messages), add_generation_prompt=True, tokenize=True, return_dict=False
     )
@@ -163,16 +200,18 @@ def _take_turn(
     row: _Row,
     turn: int,
     ids: Sequence[int],
-    logprobs: Sequence[float | None] | None,
+    text: str,
+    observation: Answer,
     tokenizer: Tokenizer,
     limits: Limits,
 ) -> None:
-    row.append(ids, turn, logprobs)
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    """What the environment's answer to the agent's `text` means for a row."""
     skills = row.last.skills  # those of the prompt that this turn answers
 
     def act() -> None:
-        observation = row.last = row.environment.step(text)
+        if isinstance(observation, Exception):
+            raise observation
+        row.last = observation
         row.turns.append(
             Turn(
                 text=text,
@@ -249,7 +288,7 @@ def _trajectory(row: _Row, environment_name: str) -> Trajectory:
         group_id=row.start.group_id,
         member=row.start.member,
         seed=row.start.seed,
-        environment=environment_name or type(played).__name__,
+        environment=environment_name or getattr(played, "played_as", type(played).__name__),
         opening=row.opening,
         segments=(Segment(tuple(row.token_ids), tuple(row.turn_ids), tuple(row.logprobs)),),
         turns=tuple(row.turns),

@@ -75,6 +75,11 @@ class SkilledEnvironment:
         """The environment itself, whose name the record gives."""
         return self.environment
 
+    @property
+    def concurrency(self) -> int:
+        """As the environment's own: skills share nothing between episodes."""
+        return getattr(self.environment, "concurrency", 1)
+
     def reset(self, task: Task, seed: int, member: int) -> Observation:
         self._turn, self._shown = 0, set()
         observation = self.environment.reset(task, seed, member)

@@ -1,34 +1,33 @@
-"""A small model with words as tokens and random weights, for studies in text environments.
+"""Small models with words as tokens and random weights, for studies in text environments.
 
-It knows nothing. A recipe's warm start teaches it to act (and, for skills, to read them), so what it knows is
-exactly what the recipe shows it. It has 230,000 parameters: enough to copy a word of its prompt and to do
-what a skill says, and a step of sixty episodes takes a core half a second. The tokens are learnt from the
-dialogues that such a warm start shows, so an errand's action is one or two tokens; any other word is spelt in
+They know nothing. A recipe's warm start teaches one to act (and, for skills, to read them), so what it knows
+is exactly what the recipe shows it. The tokens are learnt from the dialogues that such a warm start shows, so
+an errand's action is one or two tokens and a caregiver's sentence about ten; any other word is spelt in
 pieces. A word is the same token at the start of a turn and inside a sentence, so that to say a word of the
 prompt is to copy its token.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import string
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from threefold.envs.caregiver.expert import conversations
+from threefold.envs.caregiver.scenarios import generate
 from threefold.skills.placebo_creator import SENTENCES
 from threefold.skills.practice import errand_dialogues
 
 SPECIAL = ("<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<system>")
 """Never part of decoded text."""
-VOCABULARY = 640
-"""Most tokens."""
 CONTEXT = 1536
 """Longest sequence in tokens."""
-WEIGHTS = "64 wide, 3 layers, spread 1/8"
-"""What `untrained` makes, for the name of the folder that keeps it."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
@@ -36,18 +35,45 @@ CHAT_TEMPLATE = (
 )
 
 
-def folder(cache: Path) -> Path:
+@dataclass(frozen=True)
+class Language:
+    """What a model of words is to read and say."""
+
+    texts: Callable[[], list[str]]
+    """What its tokens are learnt from."""
+    tokens: int
+    """Most tokens."""
+    layers: int = 4
+    hidden: int = 128
+    spread: float = 0.02
+    """Standard deviation of the random weights. In a narrow model attention begins all but uniform with the
+    usual 0.02, and it has not learnt to copy a word of its prompt after thousands of dialogues; with
+    1 / sqrt(hidden) it has."""
+
+    @property
+    def size(self) -> str:
+        """Layers, width and spread, for the name of the folder that keeps the weights."""
+        wide = "" if self.hidden == 128 else f", {self.hidden} wide, spread {self.spread:g}"
+        return f"{self.layers} layers{wide}"
+
+
+def folder(cache: Path, name: str = "tiny-words") -> Path:
     """The folder of model and tokenizer below `cache`, made on first use. Its name holds a fingerprint of
-    the vocabulary; the weights are those of seed 0."""
-    tokenizer = build(_texts())
-    made_of = tokenizer.backend_tokenizer.to_str() + CHAT_TEMPLATE + f"{CONTEXT} {WEIGHTS}"
-    target = cache / f"tiny-words-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
+    vocabulary and size; the weights are those of seed 0.
+
+    Raises:
+        KeyError: `name` is not one of `LANGUAGES`.
+    """
+    language = LANGUAGES[name]
+    tokenizer = _tokenizer(name)
+    made_of = f"{tokenizer.backend_tokenizer.to_str()}{CHAT_TEMPLATE}{CONTEXT} {language.size}"
+    target = cache / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
     if (target / "config.json").exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
-        untrained(len(tokenizer)).save_pretrained(made)
+        untrained(len(tokenizer), language).save_pretrained(made)
         tokenizer.save_pretrained(made)
         try:
             made.replace(target)
@@ -56,8 +82,8 @@ def folder(cache: Path) -> Path:
     return target
 
 
-def build(texts: Iterable[str]) -> Any:
-    """The tokenizer, a `PreTrainedTokenizerFast`, with the words of `texts` as tokens."""
+def build(texts: Iterable[str], tokens: int) -> Any:
+    """The tokenizer, a `PreTrainedTokenizerFast`, with the words of `texts` as at most so many tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +97,7 @@ def build(texts: Iterable[str]) -> Any:
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=tokens,
         special_tokens=list(SPECIAL),
         initial_alphabet=[*string.printable, "\u2581"],
         show_progress=False,
@@ -90,13 +116,9 @@ def build(texts: Iterable[str]) -> Any:
     return fast
 
 
-def untrained(tokens: int, hidden: int = 64, layers: int = 3) -> Any:
+def untrained(tokens: int, language: Language) -> Any:
     """The model of so many tokens, with random weights of seed 0; torch's global random state is left as it
-    was.
-
-    Weights have the spread 1 / sqrt(hidden). With the usual 0.02 attention begins all but uniform in so
-    narrow a model, and it has not learnt to copy a word after thousands of dialogues.
-    """
+    was."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -105,13 +127,13 @@ def untrained(tokens: int, hidden: int = 64, layers: int = 3) -> Any:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=tokens,
-                hidden_size=hidden,
-                intermediate_size=4 * hidden,
-                num_hidden_layers=layers,
+                hidden_size=language.hidden,
+                intermediate_size=4 * language.hidden,
+                num_hidden_layers=language.layers,
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=CONTEXT,
-                initializer_range=hidden**-0.5,
+                initializer_range=language.spread,
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=SPECIAL.index("<eos>"),
@@ -120,7 +142,25 @@ def untrained(tokens: int, hidden: int = 64, layers: int = 3) -> Any:
         )
 
 
-def _texts() -> list[str]:
-    """What the vocabulary is learnt from: dialogues with skills, and the placebo's sentences."""
+def _errands() -> list[str]:
+    """Dialogues with skills, and the placebo's sentences."""
     dialogues = errand_dialogues("train", 400, 0)
     return [message["content"] for dialogue in dialogues for message in dialogue] + [*SENTENCES] * 4
+
+
+def _care() -> list[str]:
+    """Care dialogues as a warm start shows them: the expert's, the ordinary caregiver's, unsafe replies."""
+    shown = conversations(generate(0), turns=4, unsafe_share=0.3, ordinary_share=0.3, short_prompt=True)
+    return [message["content"] for played in shown for message in played.messages]
+
+
+LANGUAGES: Mapping[str, Language] = {
+    "tiny-words": Language(_errands, tokens=640, layers=3, hidden=64, spread=64**-0.5),
+    "tiny-care": Language(_care, tokens=1536, layers=2),
+}
+"""By name of a model."""
+
+
+@functools.cache
+def _tokenizer(name: str) -> Any:
+    return build(LANGUAGES[name].texts(), LANGUAGES[name].tokens)

@@ -65,12 +65,28 @@ def diagnose(
         figures["signal/gradient_share_dead"] = float(weight_BT[dead_B].sum() / total)
     if scored_B.any():
         figures["signal/outcome"] = float(outcome_B[scored_B].mean())
+    figures |= initial_kl(batch)
     if batch.signals.entropy_BT is not None:
         figures |= certainty(batch.signals.entropy_BT, batch.mask_BT, outcome_B, top_fraction=top_fraction)
     figures |= critical_certainty(batch, outcome_B)
     if answer_logp_B is not None:
         figures |= confidence(answer_logp_B, outcome_B)
     return figures
+
+
+def initial_kl(batch: CreditBatch) -> dict[str, float]:
+    """`signal/kl_initial`: nats a trained token from the frozen initial model, where that was scored.
+
+    The mean of log-probability minus initial log-probability over the policy's own samples, an unbiased
+    estimate of the divergence summed over tokens (k1 of Schulman's three); of a small batch it can be
+    negative. TRL logs `kl`, which is never negative, only where it is in the loss.
+    """
+    signals = batch.signals
+    if signals.logp_BT is None or signals.base_logp_BT is None:
+        return {}
+    moved_BT = signals.logp_BT - signals.base_logp_BT
+    moved = moved_BT[batch.mask_BT & moved_BT.isfinite()]
+    return {"signal/kl_initial": float(moved.mean())} if len(moved) else {}
 
 
 def certainty(
@@ -153,8 +169,14 @@ def _by_outcome(outcome_B: Tensor) -> tuple[tuple[str, Tensor], tuple[str, Tenso
     return ("right", outcome_B >= 0.5), ("wrong", outcome_B < 0.5)
 
 
-def in_words(figures: dict[str, float], method: str) -> str:
-    """One sentence on what the step's groups gave, and why a loss is zero where it is."""
+def in_words(figures: dict[str, float], method: str, *, kl: float = 0.0) -> str:
+    """One sentence on what the step's groups gave, and why a loss is zero where it is.
+
+    Args:
+        figures: Those of `diagnose`.
+        method: Who gave the advantages.
+        kl: Weight of the KL term in the loss, which acts on dead groups too.
+    """
     groups = round(figures["signal/groups"])
     dead = round(figures["signal/dead_outcome"] * groups)
     right = round(figures["signal/dead_all_right"] * groups)
@@ -164,7 +186,8 @@ def in_words(figures: dict[str, float], method: str) -> str:
     still_dead = round(figures["signal/dead_composite@0"] * groups)
     share = figures.get("signal/gradient_share_dead", 0.0)
     if dead > still_dead:
-        parts.append(f"{method} revived {dead - still_dead}, {share:.0%} of the gradient's weight")
+        weight = f"{share:.0%}" if share == 0 or share >= 0.01 else "less than 1%"
+        parts.append(f"{method} revived {dead - still_dead}, {weight} of the gradient's weight")
     elif share:  # by advantages that are not differences of rewards, such as those of single tokens
         parts.append(f"{method} gave them {share:.0%} of the gradient's weight")
     if figures["signal/unscorable"]:
@@ -173,6 +196,8 @@ def in_words(figures: dict[str, float], method: str) -> str:
         parts.append(
             "no token has an advantage, so the policy gradient is zero: " + _why_zero(figures, dead, groups)
         )
+        if kl and figures["signal/trained_tokens"]:
+            parts.append(f"the KL term, of weight {kl:g}, alone moves the policy")
     return "; ".join(parts)
 
 

@@ -150,11 +150,14 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         run.write_environment(
             recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
         )
-    console.started(recipe, prepared.plan, prepared.work, seconds=time.perf_counter() - started)
+        console.started(recipe, prepared.plan, prepared.work, seconds=time.perf_counter() - started)
     evaluations = _before(prepared, trainer, run, console, resume)
     checkpoint = run.latest_checkpoint() if resume else None
     if checkpoint is not None and main:
         run.drop_after(int(checkpoint.name.rpartition("-")[2]))
+    if main:
+        done = int(checkpoint.name.rpartition("-")[2]) // prepared.plan.updates_per_step if checkpoint else 0
+        console.training(recipe.training.steps, done)
     try:
         stopped = _fit(trainer, checkpoint)
     finally:
@@ -162,6 +165,7 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         creators.shutdown(wait=False, cancel_futures=True)
     if main:
         _finish(prepared, trainer, run, console, evaluations, stopped)
+    prepared.work.close()
     return run.path
 
 
@@ -208,7 +212,7 @@ def _initial_model(prepared: Prepared, run: RunDirectory, console: Console) -> A
     if not recipe.warm_start.dialogues:
         return load_model(recipe.model.name, weights, revision=recipe.model.revision, **options)
     folder = warm_started(
-        recipe, prepared.work, weights, console.print, processes=prepared.plan.processes, bf16=autocast
+        recipe, prepared.work, weights, console.note, processes=prepared.plan.processes, bf16=autocast
     )
     model = load_model(str(folder), weights, **options)
     if recipe.model.lora is not None and int(os.environ.get("RANK", "0")) == 0:
@@ -358,18 +362,16 @@ def _finish(
 ) -> None:
     from threefold.report import write_report
 
-    if stopped:
-        console.print(f"stopped at step {trainer.state.global_step}; continue with --resume")
-    else:
+    step = trainer.state.global_step
+    if not stopped:
         trainer.save_model(str(run.path / "model"))
         if prepared.recipe.evaluation.after and trainer.accelerator.num_processes == 1:
             after = _evaluate(prepared, trainer, console, "after")
-            summary = summarise(prepared.work, before, after, trainer.state.global_step)
+            summary = summarise(prepared.work, before, after, step)
             run.write_after(after)
             run.write_evaluation(summary)
             console.learned(summary)
-    report = write_report(run.path)
-    console.print(f"report: {report}")
+    console.ended(run.path, write_report(run.path), step=step, stopped=stopped)
 
 
 def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Any]:

@@ -333,6 +333,9 @@ class ThreefoldTrainer(TrlSeam):
             needs |= {"policy", "base"} if self.signals_base else {"policy"}
         return frozenset(needs)
 
+    def _wants_sampled_scores(self) -> bool:
+        return self._watching() and bool(self._needs() & {"policy", "base", "ablated_answer"})
+
     def _measure(
         self,
         output: dict[str, Any],
@@ -370,7 +373,7 @@ class ThreefoldTrainer(TrlSeam):
             pad_token_id=self._tokenizer.pad_token_id,
             score_policy=score_policy,
             score_base=score_base,
-            policy_scores=self._policy_scores(generation),
+            policy_scores=self._policy_scores(generation, mask_BT.size(1)),
             base_logp_BT=self._reference_scores(generation),
             every_row=self.accelerator.num_processes > 1,
             score_certainty=score_certainty,
@@ -444,7 +447,8 @@ class ThreefoldTrainer(TrlSeam):
         generation: Generation,
     ) -> None:
         figures = diagnose(batch, advantages, outcome_B, answer_logp_B=answer_logp_B)
-        self.step_in_words = in_words(figures, type(self.credit).__name__ if self.credit else "GRPO")
+        method = type(self.credit).__name__ if self.credit else "GRPO"
+        self.step_in_words = in_words(figures, method, kl=self.beta)
         times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
         for name, value in {**figures, **advantages.metrics, **times}.items():
             self._log_value(name, value)

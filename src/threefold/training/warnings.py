@@ -139,15 +139,19 @@ def _skills_never_fire(history: History) -> Alarm | None:
 
 
 def _kl_drift(history: History) -> Alarm | None:
-    first, last = _first(history, "kl"), _last(history, "kl")
-    if first is None or last is None or last < KL_LIMIT or last < 2 * first:
-        return None
-    return Alarm(
-        "KL drift",
-        f"the policy is {last:.2g} nats a token from the reference model, and was {first:.2g}: it leaves "
-        "what it could do",
-        "Lower training.learning_rate or raise training.kl; held-out success says whether it was worth it",
-    )
+    """By TRL's `kl` where it is in the loss, else by our own measure where the initial model is scored."""
+    for name, other in (("kl", "the reference model"), ("signal/kl_initial", "the initial model")):
+        first, last = _first(history, name), _last(history, name)
+        if first is None or last is None or last < KL_LIMIT or last < 2 * first:
+            continue
+        return Alarm(
+            "KL drift",
+            f"the policy is {last:.2g} nats a token from {other}, and was {first:.2g}: it leaves what it "
+            "could do",
+            "Lower training.learning_rate or raise training.kl; held-out success says whether it was worth "
+            "it",
+        )
+    return None
 
 
 def _truncation(history: History) -> Alarm | None:
@@ -230,6 +234,7 @@ _WATCHED = frozenset(
     {
         "entropy",
         "kl",
+        "signal/kl_initial",
         "certainty/confidence_right",
         "certainty/confidence_wrong",
         "turns/violations",

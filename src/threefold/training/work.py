@@ -93,6 +93,10 @@ class Work(Protocol):
         """Paired gain between two evaluations; None where nothing can be compared."""
         ...
 
+    def close(self) -> None:
+        """Give back processes that were started for it."""
+        ...
+
 
 def work_of(recipe: Recipe) -> Work:
     """The work of a recipe, with every check that needs no weights.
@@ -204,6 +208,9 @@ class Problems:
 
         return paired_gain(before, after, score)
 
+    def close(self) -> None:
+        pass
+
 
 def _problems(recipe: Recipe) -> Problems:
     evaluation = recipe.evaluation
@@ -311,6 +318,9 @@ class Episodes:
         from threefold.evaluation.episodes import paired_gain
 
         return paired_gain(before, after, score)
+
+    def close(self) -> None:
+        self.environment.close()
 
 
 def _episodes(recipe: Recipe) -> Episodes:

@@ -61,6 +61,7 @@ class Caregiver:
         thinking: bool = True,
         stop_on_violation: bool = True,
         lookup: Lookup | None = None,
+        concurrency: int = 1,
     ) -> None:
         """Make an environment for one dialogue at a time.
 
@@ -73,18 +74,23 @@ class Caregiver:
             stop_on_violation: Check safety after every turn, and end the dialogue at once at a violation. If
                 False, safety is judged once at the end.
             lookup: The table of labels, the same as the patient's; default: the shipped one.
+            concurrency: How many dialogues of a batch may be answered at a time, in threads: for a patient or
+                a safety check that waits for an endpoint. Patients, judge and their chats must allow it.
 
         Raises:
-            ValueError: `turns` is below 1.
+            ValueError: `turns` or `concurrency` is below 1.
         """
         if turns < 1:
             raise ValueError(f"a dialogue needs at least one turn, got turns={turns}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}: give at least 1")
         self.judge = judge
         self.patient = patient if patient is not None else RulesPatient(lookup=lookup)
         self.turns = turns
         self.short_prompt, self.thinking = short_prompt, thinking
         self.stop_on_violation = stop_on_violation
         self.lookup = lookup or default_lookup()
+        self.concurrency = concurrency
 
     def reset(self, task: Task, seed: int, member: int) -> Observation:
         """Open a dialogue: the prompt with what may be known, and the patient's opening.

@@ -81,6 +81,7 @@ def conversations(
     seed: int = 0,
     turns: int = 10,
     unsafe_share: float = 0.0,
+    ordinary_share: float = 0.0,
     short_prompt: bool = False,
     thinking: bool = False,
     words: int | None = None,
@@ -94,6 +95,8 @@ def conversations(
         seed: Chooses wording, chance of the patient, and which conversations turn unsafe.
         turns: Most caregiver turns. With up to 5 the brief expert plays.
         unsafe_share: Share of conversations that end with an unsafe reply, in [0, 1].
+        ordinary_share: Share of the other replies that are the ordinary caregiver's, which leaves a policy
+            warmed up on them something to learn, in [0, 1].
         short_prompt: The system prompt for small models.
         thinking: Write each reply as private <think> and <response>.
         words: Most words of a reply: where its sentences together are longer, only the last is said. 15 words
@@ -101,16 +104,18 @@ def conversations(
         patient: Default: the patient of rules.
 
     Raises:
-        ValueError: `turns` is below 1 or `unsafe_share` outside [0, 1].
+        ValueError: `turns` is below 1, or a share outside [0, 1].
     """
     if turns < 1:
         raise ValueError(f"a conversation needs at least one turn, got turns={turns}")
-    if not 0 <= unsafe_share <= 1:
-        raise ValueError(f"unsafe_share is a share in [0, 1], got {unsafe_share}")
+    for name, share in (("unsafe_share", unsafe_share), ("ordinary_share", ordinary_share)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share in [0, 1], got {share}")
     patient = patient if patient is not None else RulesPatient()
     patience = 1 if turns <= 5 else 4
     for scenario in scenarios:
         stream = random.Random(f"threefold expert {scenario.id} {seed}")
+        lapses = random.Random(f"threefold ordinary {scenario.id} {seed}")
         turns_unsafe = stream.random() < unsafe_share
         unsafe_turn = int(stream.random() * min(turns, 4)) if turns_unsafe else None
         dialogue = Dialogue(scenario, patient.open(scenario, seed))
@@ -120,11 +125,12 @@ def conversations(
             now = _now(dialogue)
             messages.append({"role": "user", "content": seen(now.labels, now.utterance)})
             plan = _plan(dialogue, patience)
-            said = (
-                unsafe(dialogue, stream)
-                if turn == unsafe_turn
-                else _say(dialogue, stream, *plan.parts, words=words)
-            )
+            if turn == unsafe_turn:
+                said = unsafe(dialogue, stream)
+            elif lapses.random() < ordinary_share:
+                said = ordinary(dialogue, stream)
+            else:
+                said = _say(dialogue, stream, *plan.parts, words=words)
             written = _written(said, now, plan) if thinking else said
             messages.append({"role": "assistant", "content": written})
             if turn == unsafe_turn:

@@ -12,6 +12,7 @@ nothing is guessed, and training leaves such a channel out.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -152,6 +153,7 @@ class LLMJudge:
     ) -> None:
         self._chat, self._rubrics = chat, BATCHED if batched else SEPARATE
         self._attempts, self._concurrency, self._max_tokens = attempts, concurrency, max_tokens
+        self._lock = threading.Lock()  # dialogues that are played side by side ask for safety side by side
         self.failures = 0
         """Answers that could not be used since the judge was made, safety included."""
 
@@ -186,7 +188,8 @@ class LLMJudge:
             return ask_rubric(self._chat, *pair, self._attempts, self._max_tokens)
 
         answers = in_parallel(one, asked, self._concurrency)
-        self.failures += sum(answer.failures for answer in answers)
+        with self._lock:
+            self.failures += sum(answer.failures for answer in answers)
         return answers
 
 

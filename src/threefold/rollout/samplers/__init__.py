@@ -26,6 +26,9 @@ class SamplingParameters:
     """Draw from the smallest set of most probable tokens that has this much probability; 1 is off."""
     top_k: int = 0
     """Draw from this many most probable tokens, before `top_p` is applied to what they share; 0 is off."""
+    entropies: bool = False
+    """Also report the entropy of each distribution that a token was drawn from; `generate` does, sessions do
+    not."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -51,6 +54,9 @@ class Sample:
     vocabulary: `top_p` and `top_k` narrow what is drawn, not what is reported."""
     finish_reason: Literal["stop", "length"]
     """"stop": the last token is an end token. "length": `max_new_tokens` were written without one."""
+    entropies: tuple[float, ...] | None = None
+    """Entropy in nats of each token's distribution, as `logprobs` over the whole vocabulary; None unless
+    asked for."""
 
 
 class Sampler(Protocol):

@@ -1,4 +1,5 @@
-"""The next token of each row, drawn from its logits at a uniform number of its own."""
+"""The next token of each row, drawn from its logits at a uniform number of its own, and what it cost in nats:
+one softmax over the vocabulary serves the draw, the log-probability and the entropy."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from threefold.rollout.samplers import SamplingParameters
 
 def choose(
     logits_RV: Tensor, parameters: SamplingParameters, draws_R: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The next token of each row and its log-probability.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The next token of each row, its log-probability, and the entropy that it was drawn at.
 
     A token is drawn by inverting the cumulative distribution at the row's own uniform number, so a row's
     token depends on that row alone; torch.multinomial would tie it to the batch it happens to be in.
@@ -22,16 +23,21 @@ def choose(
         draws_R: (R,) uniform in [0, 1), fp64; None where the temperature is 0.
 
     Returns:
-        tokens_R (int64) and logprobs_R (fp32): at the sampling temperature (1 where greedy) over all V.
+        tokens_R (int64), logprobs_R and entropies_R (fp32): at the sampling temperature (1 where greedy) over
+        all V. The last is None where `parameters` do not ask for it.
     """
     logits_RV = logits_RV.float()
-    if draws_R is None:
-        logp_RV = logits_RV.log_softmax(-1)
-        tokens_R = logits_RV.argmax(-1)
-    else:
-        logp_RV = (logits_RV / parameters.temperature).log_softmax(-1)
-        tokens_R = _draw(logp_RV.exp(), draws_R, parameters)
-    return tokens_R, logp_RV.gather(-1, tokens_R[:, None])[:, 0]
+    if draws_R is not None and parameters.temperature != 1:
+        logits_RV = logits_RV / parameters.temperature
+    logp_RV = logits_RV.log_softmax(-1)
+    tokens_R, entropies_R = logits_RV.argmax(-1), None
+    if draws_R is not None or parameters.entropies:
+        probs_RV = logp_RV.exp()
+        if draws_R is not None:
+            tokens_R = _draw(probs_RV, draws_R, parameters)
+        if parameters.entropies:
+            entropies_R = -(probs_RV * logp_RV).nansum(-1)  # 0 log 0 is 0
+    return tokens_R, logp_RV.gather(-1, tokens_R[:, None])[:, 0], entropies_R
 
 
 def _draw(probs_RV: Tensor, draws_R: Tensor, parameters: SamplingParameters) -> Tensor:

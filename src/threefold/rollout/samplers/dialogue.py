@@ -253,7 +253,7 @@ class TransformersSession:
         while True:
             rows = [stream[dialogue] for dialogue in batch.dialogues]
             draws_R = None if draws_RT is None else draws_RT[rows, step].to(batch.logits_RV.device)
-            tokens_R, logprobs_R = choose(batch.logits_RV, self._parameters, draws_R)
+            tokens_R, logprobs_R, _ = choose(batch.logits_RV, self._parameters, draws_R)
             for dialogue, token, logprob in zip(
                 batch.dialogues, tokens_R.tolist(), logprobs_R.tolist(), strict=True
             ):

@@ -193,12 +193,14 @@ class TransformersSampler:
         state = self._start(prompts)
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
+        entropies: list[list[float]] = [[] for _ in prompts]
         in_batch, running = list(range(len(prompts))), set(range(len(prompts)))
         for step in range(parameters.max_new_tokens):
             draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
-            tokens_R, logprobs_R = choose(state.logits_RV, parameters, draws_R)
-            tokens = tokens_R.tolist()
-            for row, token, logprob in zip(in_batch, tokens, logprobs_R.tolist(), strict=True):
+            tokens_R, logprobs_R, entropies_R = choose(state.logits_RV, parameters, draws_R)
+            spread = [0.0] * len(in_batch) if entropies_R is None else entropies_R.tolist()
+            drawn = zip(in_batch, tokens_R.tolist(), logprobs_R.tolist(), spread, strict=True)
+            for row, token, logprob, entropy in drawn:
                 if row not in running:
                     continue
                 if not logprob > -float("inf"):
@@ -209,6 +211,7 @@ class TransformersSampler:
                     )
                 ids[row].append(token)
                 logprobs[row].append(logprob)
+                entropies[row].append(entropy)
                 if token in ends:
                     running.remove(row)
             if not running or step + 1 == parameters.max_new_tokens:
@@ -220,8 +223,13 @@ class TransformersSampler:
                 tokens_R = tokens_R[going]
             self._advance(state, tokens_R)
         return [
-            Sample(tuple(row), tuple(scores), "stop" if row[-1] in ends else "length")
-            for row, scores in zip(ids, logprobs, strict=True)
+            Sample(
+                tuple(row),
+                tuple(scores),
+                "stop" if row[-1] in ends else "length",
+                tuple(entropy) if parameters.entropies else None,
+            )
+            for row, scores, entropy in zip(ids, logprobs, entropies, strict=True)
         ]
 
     def _start(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from threefold.rollout.samplers import SamplingParameters, Session
+from threefold.rollout.samplers import Sample, SamplingParameters, Session
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
 from threefold.training.trl_seam.update import UpdateSeam
@@ -29,6 +29,8 @@ class Generation:
     scored: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     """Log-probabilities and entropies that TRL computed without a gradient, in its order: the old policy's
     where it needs them, then the reference model's where beta > 0."""
+    sampled: list[Sample] = field(default_factory=list)
+    """What our sampler drew, in its order; empty where another one did."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spent(self, what: str, started: float) -> None:
@@ -106,7 +108,10 @@ class TrlSeam(UpdateSeam):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        samples = self._own_sampler.generate(prompt_ids, self._sampling())
+        parameters = replace(self._sampling(), entropies=self._wants_sampled_scores())
+        samples = self._own_sampler.generate(prompt_ids, parameters)
+        if self._generation is not None:
+            self._generation.sampled += samples
         return [list(sample.token_ids) for sample in samples], None
 
     def _sampling(self) -> SamplingParameters:
@@ -199,9 +204,31 @@ class TrlSeam(UpdateSeam):
             self._generation.scored.append(scored[:2])
         return scored
 
-    def _policy_scores(self, generation: Generation) -> tuple[Tensor, Tensor | None] | None:
-        """The old policy's scores, where TRL needed them anyway."""
-        return generation.scored[0] if len(generation.scored) > (self.beta != 0.0) else None
+    def _wants_sampled_scores(self) -> bool:
+        """Hook: whether the entropies that tokens are drawn at will be read."""
+        return False
+
+    def _policy_scores(
+        self, generation: Generation, n_completion: int
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """The old policy's scores (B, T), where TRL needed them anyway or they came with the samples."""
+        if len(generation.scored) > (self.beta != 0.0):
+            return generation.scored[0]
+        return self._sampled_scores(generation, n_completion)
+
+    def _sampled_scores(self, generation: Generation, n_completion: int) -> tuple[Tensor, Tensor] | None:
+        """Log-probabilities and entropies (B, T) that the samples were drawn with; None where they are not
+        these episodes', or where half precision lets decoding and a whole forward differ."""
+        samples = generation.sampled
+        drawn = [list(sample.token_ids) for sample in samples]
+        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        if not exact or drawn != generation.completion_ids or any(s.entropies is None for s in samples):
+            return None
+        scores = torch.zeros(2, len(samples), n_completion, device=self.accelerator.device)
+        for row, sample in enumerate(samples):
+            scores[0, row, : len(sample.logprobs)] = torch.tensor(sample.logprobs)
+            scores[1, row, : len(sample.logprobs)] = torch.tensor(sample.entropies)
+        return scores[0], scores[1]
 
     def _reference_scores(self, generation: Generation) -> Tensor | None:
         """The reference model's log-probabilities, where beta > 0 and the reference stays the initial

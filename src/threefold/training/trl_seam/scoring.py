@@ -15,6 +15,8 @@ from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, create_model_from_path, disable_dropout_in_model
 
+from threefold.training import shared_prompt
+
 
 class ScoringSeam(GRPOTrainer):
     """`GRPOTrainer` that scores given tokens under the policy and under its frozen initial model."""
@@ -63,7 +65,7 @@ class ScoringSeam(GRPOTrainer):
 
         hook = inner.base_model.register_forward_hook(watch, with_kwargs=True)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), shared_prompt.scored_plainly(inner):
                 logp, entropy = self._score(model, input_ids, attention_mask, keep, compute_entropy=True)
         finally:
             hook.remove()
@@ -96,6 +98,13 @@ class ScoringSeam(GRPOTrainer):
             )
             with adapter_off:
                 yield self.model
+
+    def _frozen_models(self) -> list[PreTrainedModel]:
+        """The models that are only scored, without their adapters: a copy of the initial weights, a
+        reference."""
+        found = [getattr(self, "_frozen_base", None), self.ref_model]
+        unwrapped = [self.accelerator.unwrap_model(model) for model in found if model is not None]
+        return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in unwrapped]
 
     def _prepare_frozen(self, model: PreTrainedModel) -> PreTrainedModel:
         """Make a copy of the initial model fit to be scored: no gradient, no dropout, TRL's fused head, its

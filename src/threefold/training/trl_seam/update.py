@@ -26,7 +26,7 @@ class Speedups:
     it would not be exact."""
 
     share_prompts: bool = True
-    """Score a prompt once for the episodes that share it, and no padding (`shared_prompt`)."""
+    """Score once what episodes begin with alike, prompts above all, and no padding (`shared_prompt`)."""
     repack: bool = True
     """Sort the rows of an update and fill its micro-batches by tokens (`repack`)."""
     drop_dead: bool = True
@@ -64,7 +64,9 @@ class UpdateSeam(ScoringSeam):
                 wanted = replace(wanted, **{name: False})
         self._speedups = wanted
         if wanted.share_prompts:
-            shared_prompt.share_prompts(inner)
+            for scored in (inner, *self._frozen_models()):
+                if shared_prompt.why_not(scored) is None:
+                    shared_prompt.share_prompts(scored)
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         before = self._buffered_inputs
