@@ -1,10 +1,11 @@
-"""Small models with words as tokens and random weights, for studies in text environments.
+"""A small model with words as tokens and random weights, for studies in text environments.
 
-They know nothing. A recipe's warm start teaches one to act (and, for skills, to read them), so what it knows
-is exactly what the recipe shows it. The tokens are learnt from the dialogues that such a warm start shows, so
-an errand's action is one or two tokens and a caregiver's sentence about ten; any other word is spelt in
-pieces. A word is the same token at the start of a turn and inside a sentence, so that to say a word of the
-prompt is to copy its token.
+It knows nothing. A recipe's warm start teaches it to act (and, for skills, to read them), so what it knows is
+exactly what the recipe shows it. The tokens are learnt from the dialogues that such a warm start shows, so an
+errand's action is one or two tokens and a caregiver's sentence about ten; any other word is spelt in pieces.
+A word is the same token at the start of a turn and inside a sentence, so that to say a word of the prompt is
+to copy its token. The model of errands has 230,000 parameters, enough to copy a word of its prompt and to do
+what a skill says: a step of sixty episodes takes a core half a second.
 """
 
 from __future__ import annotations
@@ -43,18 +44,11 @@ class Language:
     """What its tokens are learnt from."""
     tokens: int
     """Most tokens."""
-    layers: int = 4
-    hidden: int = 128
-    spread: float = 0.02
-    """Standard deviation of the random weights. In a narrow model attention begins all but uniform with the
-    usual 0.02, and it has not learnt to copy a word of its prompt after thousands of dialogues; with
-    1 / sqrt(hidden) it has."""
-
-    @property
-    def size(self) -> str:
-        """Layers, width and spread, for the name of the folder that keeps the weights."""
-        wide = "" if self.hidden == 128 else f", {self.hidden} wide, spread {self.spread:g}"
-        return f"{self.layers} layers{wide}"
+    hidden: int
+    layers: int
+    spread: float
+    """Standard deviation of the random weights. With the usual 0.02 attention begins all but uniform in a
+    narrow model, which has not learnt to copy a word after thousands of dialogues; 1 / sqrt(hidden) does."""
 
 
 def folder(cache: Path, name: str = "tiny-words") -> Path:
@@ -66,14 +60,15 @@ def folder(cache: Path, name: str = "tiny-words") -> Path:
     """
     language = LANGUAGES[name]
     tokenizer = _tokenizer(name)
-    made_of = f"{tokenizer.backend_tokenizer.to_str()}{CHAT_TEMPLATE}{CONTEXT} {language.size}"
+    size = f"{language.hidden} wide, {language.layers} layers, spread {language.spread}"
+    made_of = f"{tokenizer.backend_tokenizer.to_str()}{CHAT_TEMPLATE}{CONTEXT} {size}"
     target = cache / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:10]}"
     if (target / "config.json").exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         made = Path(temporary) / "model"
-        untrained(len(tokenizer), language).save_pretrained(made)
+        untrained(len(tokenizer), language.hidden, language.layers, language.spread).save_pretrained(made)
         tokenizer.save_pretrained(made)
         try:
             made.replace(target)
@@ -116,7 +111,7 @@ def build(texts: Iterable[str], tokens: int) -> Any:
     return fast
 
 
-def untrained(tokens: int, language: Language) -> Any:
+def untrained(tokens: int, hidden: int, layers: int, spread: float = 0.02) -> Any:
     """The model of so many tokens, with random weights of seed 0; torch's global random state is left as it
     was."""
     import torch
@@ -127,13 +122,13 @@ def untrained(tokens: int, language: Language) -> Any:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=tokens,
-                hidden_size=language.hidden,
-                intermediate_size=4 * language.hidden,
-                num_hidden_layers=language.layers,
+                hidden_size=hidden,
+                intermediate_size=4 * hidden,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=CONTEXT,
-                initializer_range=language.spread,
+                initializer_range=spread,
                 tie_word_embeddings=True,
                 bos_token_id=None,
                 eos_token_id=SPECIAL.index("<eos>"),
@@ -155,8 +150,8 @@ def _care() -> list[str]:
 
 
 LANGUAGES: Mapping[str, Language] = {
-    "tiny-words": Language(_errands, tokens=640, layers=3, hidden=64, spread=64**-0.5),
-    "tiny-care": Language(_care, tokens=1536, layers=2),
+    "tiny-words": Language(_errands, tokens=640, hidden=64, layers=3, spread=0.125),
+    "tiny-care": Language(_care, tokens=1536, hidden=128, layers=2, spread=0.02),
 }
 """By name of a model."""
 
