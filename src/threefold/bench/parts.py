@@ -28,13 +28,13 @@ def load(name: str) -> tuple[Any, Any]:
     """
     import torch
 
-    from threefold.models import EMBEDDED, TINY_WORDS, load_model, load_tokenizer
+    from threefold.models import EMBEDDED, load_model, load_tokenizer
     from threefold.tiny.words import untrained
 
     if name == EMBEDDED:
         model, tokenizer = load_model(EMBEDDED, torch.float32), load_tokenizer(EMBEDDED)
     elif name in RANDOM:
-        tokenizer = load_tokenizer(TINY_WORDS)
+        tokenizer = load_tokenizer("tiny-words")
         hidden, layers = RANDOM[name]
         model = untrained(len(tokenizer), hidden, layers)
     else:
