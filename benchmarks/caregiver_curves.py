@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -90,20 +90,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     failed: list[tuple[str, int]] = []
     if not options.report_only:
-        first, *rest = options.arms
-        # The first arm of a seed also learns and keeps the warm start that the others begin with.
-        for batch in (
-            [(first, seed) for seed in options.seeds],
-            [(arm, seed) for seed in options.seeds for arm in rest],
-        ):
+        for batch in batches(options.arms, options.seeds, options.at_once):
             with ThreadPoolExecutor(options.at_once) as pool:
-                done = pool.map(lambda cell: run_cell(*cell, options), batch)
+                done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
     write(options, command)
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
     return 1 if failed else 0
+
+
+def batches(arms: Sequence[str], seeds: Sequence[int], at_once: int) -> Iterator[list[tuple[str, int]]]:
+    """Cells that may run side by side, seed after seed, so that a study that is stopped holds whole seeds.
+
+    The first arm of a seed learns and keeps the warm start that the others begin with.
+    """
+    first, *rest = arms
+    for start in range(0, len(seeds), at_once):
+        together = seeds[start : start + at_once]
+        yield [(first, seed) for seed in together]
+        yield [(arm, seed) for seed in together for arm in rest]
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,4 +108,6 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
     tree = ast.parse((PACKAGE / "cli.py").read_text(encoding="utf-8"))
     at_start = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     at_start |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert not {name for name in at_start if name.partition(".")[0] in HEAVY | {"threefold", "numpy", "rich"}}
+    assert not {name for name in at_start if name.partition(".")[0] in HEAVY | {"numpy", "rich"}}
+    assert {name for name in at_start if name.partition(".")[0] == "threefold"} == {"threefold.arguments"}
+    assert outside(PACKAGE / "arguments.py") <= {*sys.stdlib_module_names, "threefold"}
