@@ -20,7 +20,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from threefold.recipe import Recipe, RecipeError
 
 PROJECT = "threefold"
-"""Where a run is filed, unless WANDB_PROJECT (Weights & Biases) or training.trl.project (trackio) names one."""
+"""Where a run is filed, unless WANDB_PROJECT or training.trl.project (trackio) names one."""
 _STEP = "train/global_step"
 """The axis that transformers gives the charts of Weights & Biases and trackio."""
 
