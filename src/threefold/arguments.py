@@ -99,7 +99,7 @@ def build() -> Parser:
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--traceback", action="store_true", help="show where a refused input was refused")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_train, _init, _doctor, _eval, _view, _compare, _skills, _completion):
+    for add in (_train, _init, _doctor, _eval, _view, _compare, _bench, _skills, _completion):
         add(commands)
     return parser
 
@@ -249,8 +249,8 @@ def _view(commands: Any) -> None:
         "write the report of a run, or of several side by side, as one HTML file",
         (
             "threefold view runs/demo",
-            "threefold view runs/demo --watch",
             "threefold view runs/demo runs/ispo --output comparison.html",
+            "threefold view runs/demo --watch",
         ),
     )
     _offer(view.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN", help="run directories"), RUN)
@@ -266,7 +266,7 @@ def _view(commands: Any) -> None:
         help="write it again whenever the run goes on, until it is complete or Ctrl-C; an open page follows",
     )
     view.add_argument(
-        "--interval", type=float, default=10.0, metavar="SECONDS", help="between two looks (default 10)"
+        "--interval", type=float, default=10.0, metavar="SECONDS", help="between two looks (default: 10)"
     )
 
 
@@ -348,6 +348,49 @@ def _skills(commands: Any) -> None:
             _offer(action.add_argument("target", type=Path, help="such as .agents/skills"), PATH)
         if name in ("show", "export"):
             action.add_argument("--version", help="a version (default: the one in use)")
+
+
+def _bench(commands: Any) -> None:
+    bench = _command(
+        commands,
+        "bench",
+        "measure Threefold beside plain TRL on this machine",
+        (
+            "threefold bench --list",
+            "threefold bench --quick",
+            "threefold bench update --prompt 512 --rounds 3 --baseline results/bench",
+        ),
+    )
+    bench.add_argument("names", nargs="*", metavar="BENCH", help="which benches (default: all)")
+    bench.add_argument("--list", action="store_true", help="say what there is to measure")
+    bench.add_argument("--quick", action="store_true", help="a tiny model and short rows: does it all run?")
+    bench.add_argument("--model", help="embedded, or random weights: tiny, small, medium (default embedded)")
+    for name, text in {
+        "prompt": "tokens of a prompt (default 512)",
+        "completion": "tokens of the longest completion (default 128)",
+        "groups": "prompts of a step (default 2)",
+        "group": "episodes of a prompt (default 8)",
+        "turns": "turns of a dialogue (default 4)",
+        "rounds": "turns of each arm that count (default 3)",
+        "micro-batch": "rows of TRL's micro-batches (default: the episodes of one prompt)",
+        "warm-up": "turns before that, which do not (default 1)",
+        "seed": "of prompts and completions (default 0)",
+        "threads": "CPU threads (default: torch's choice)",
+    }.items():
+        bench.add_argument(f"--{name}", type=int, help=text)
+    bench.add_argument(
+        "--gradient-checkpointing", action="store_true", default=None, help="in all arms (default off)"
+    )
+    output = bench.add_argument(
+        "--output", type=Path, default=Path("bench"), help="folder for the figures (default bench)"
+    )
+    baseline = bench.add_argument(
+        "--baseline",
+        type=Path,
+        help="figures of before, a folder or a file; exit status 1 where a ratio has grown by over 10 %%",
+    )
+    _offer(output, PATH)
+    _offer(baseline, PATH)
 
 
 def _completion(commands: Any) -> None:

@@ -122,6 +122,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from threefold.bench.command import run
+
+    _quiet_libraries()
+    return run(arguments)
+
+
 def _view(arguments: argparse.Namespace) -> int:
     from threefold.report import write_comparison, write_report
 
@@ -199,6 +206,7 @@ _COMMANDS = {
     "eval": _evaluate,
     "view": _view,
     "compare": _compare,
+    "bench": _bench,
     "skills": _skills,
     "completion": _completion,
 }

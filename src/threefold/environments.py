@@ -28,7 +28,12 @@ from threefold.trajectory import Trajectory
 SHORT_NAMES = {
     "toy": "threefold.envs.toy:EchoThenNext",
     "errands": "threefold.envs.errands:Errands",
+    "textworld": "threefold.envs.textworld_express:TextWorldExpress",
+    "scienceworld": "threefold.envs.scienceworld:ScienceWorld",
+    "gymnasium": "threefold.envs.gymnasium_text:GymnasiumText",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
+    "household": "threefold.envs.household.environment:HouseholdGames",
+    "search": "threefold.envs.search.environment:SearchQuestions",
 }
 """Environments that come with the package."""
 
@@ -241,6 +246,8 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
     if is_source(kind):
         try:
             source = make = kind(**options)
+        except ImportError as error:
+            raise RecipeError(f"environment.name = {section.name!r}: {error}") from error
         except (ValueError, OSError) as error:
             raise RecipeError(f"environment.options: {error}") from error
     workers = section.workers if section.workers is not None else _attribute(source, "workers") or 0

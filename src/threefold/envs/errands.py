@@ -19,11 +19,11 @@ Where the thing lies depends on the task and the seed, never on the member, and 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from typing import Literal, cast
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
+from threefold.envs.text_game import parse
 from threefold.trajectory import Trajectory
 
 Split = Literal["train", "seen", "unseen"]
@@ -184,13 +184,3 @@ def wandering(errand: Errands, task: Task, chance: random.Random) -> list[Messag
         seen = errand.step(action)
         messages += [{"role": "assistant", "content": action}, *(() if seen.done else seen.messages)]
     return messages
-
-
-def parse(text: str) -> str:
-    """The action in what the agent said: the last `<action>...</action>`, else the first line that is not
-    empty; lower case, single spaces, without quotes and full stops. At most 100 characters."""
-    tags = re.findall(r"<action>([^<]*)</action>", text[-2000:], re.IGNORECASE)
-    lines = [line for line in text[:2000].splitlines() if line.strip()]
-    said = tags[-1] if tags else (lines[0] if lines else "")
-    said = " ".join(said.lower().split()).removeprefix("action:")
-    return said.strip(" .!\"'`>*")[:100]
