@@ -1,5 +1,8 @@
-"""A hook of mkdocs. The pages are written to be read in the repository, where they link to results, recipes and code;
-on the site the results are pages of their own, and code and recipes are named without a link."""
+"""A hook of mkdocs that makes the repository's links work on the site.
+
+The pages are written to be read in the repository, where they link to results, recipes and code. On the site
+the results are pages of their own, and code and recipes are named without a link.
+"""
 
 from __future__ import annotations
 
