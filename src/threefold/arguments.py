@@ -93,7 +93,7 @@ def build() -> Parser:
             "threefold init problems",
             "threefold doctor recipe.yaml",
             "threefold train recipe.yaml",
-            "threefold view runs/problems",
+            "threefold view runs/first",
         ),
     )
     parser.add_argument("--version", action="version", version=_version())

@@ -232,6 +232,8 @@ class Run(_Part):
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves torch's choice."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """Who is sent the metrics besides metrics.jsonl; TRL's report_to, with the metrics in groups."""
 
 
 class Recipe(_Part):

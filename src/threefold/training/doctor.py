@@ -48,6 +48,7 @@ def examine(recipe: Recipe, *, step: bool = True) -> Iterator[Finding]:
         yield Finding("fail", "recipe", str(error))
         return
     yield from _recipe(checked)
+    yield from _loggers(recipe)
     yield from _tokenizer(checked)
     if isinstance(checked.prepared.work, Problems):
         yield from _answers(checked.prepared.work)
@@ -143,6 +144,16 @@ def _recipe(checked: Checked) -> Iterator[Finding]:
             f"the micro-batch is {plan.micro_batch}, not {prepared.recipe.training.micro_batch}: the largest "
             "divisor of the episodes of an update",
         )
+
+
+def _loggers(recipe: Recipe) -> Iterator[Finding]:
+    from threefold.training.loggers import wandb_trouble
+
+    trouble = wandb_trouble() if "wandb" in recipe.run.loggers else None
+    if trouble is not None:
+        yield Finding("fail", "loggers", f"Weights & Biases would ask at the first step: {trouble}")
+    elif recipe.run.loggers:
+        yield Finding("ok", "loggers", f"{', '.join(recipe.run.loggers)}, and metrics.jsonl as always")
 
 
 def _tokenizer(checked: Checked) -> Iterator[Finding]:

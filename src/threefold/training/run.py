@@ -18,9 +18,11 @@ from threefold.skills.evolution import Evolution
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
+from threefold.training.loggers import group_metrics, set_places
 from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.skills import build_evolution, check_skills
+from threefold.training.trl_config import peft_config, trl_config, weights_dtype
 from threefold.training.warm_start import check_warm_start, warm_started
 from threefold.training.work import Episodes, Work, work_of
 
@@ -101,9 +103,9 @@ def check(recipe: Recipe) -> Checked:
     Raises:
         RecipeError, ValueError: As `prepare`.
     """
-    prepared, dtype = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1"))), _dtype(recipe)
-    _trl_config(prepared, "checked-only", dtype)
-    return Checked(prepared, *dtype, lora=_peft(recipe))
+    prepared, dtype = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1"))), weights_dtype(recipe)
+    trl_config(prepared, "checked-only", dtype)
+    return Checked(prepared, *dtype, lora=peft_config(recipe))
 
 
 def dry_run(recipe: Recipe, console: Console) -> None:
@@ -178,11 +180,12 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
     from threefold.training.trl_seam import Speedups
 
     recipe = prepared.recipe
+    set_places(recipe)
     trainer = ThreefoldTrainer(
         model=_initial_model(prepared, run, console),
-        args=_trl_config(prepared, str(run.path / "checkpoints"), _dtype(recipe)),
+        args=trl_config(prepared, str(run.path / "checkpoints"), weights_dtype(recipe)),
         processing_class=prepared.work.tokenizer,
-        peft_config=_peft(recipe),
+        peft_config=peft_config(recipe),
         callbacks=[StopOnInterrupt()],
         credit=prepared.credit,
         run_dir=run,
@@ -195,6 +198,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         **prepared.work.trainer_options(),
     )
     updates = recipe.training.updates_per_step
+    group_metrics(trainer, run.path)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(
         Progress(
@@ -209,7 +213,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
 def _initial_model(prepared: Prepared, run: RunDirectory, console: Console) -> Any:
     """The weights that learning starts from: the recipe's model, warm-started where it says so."""
     recipe = prepared.recipe
-    weights, autocast = _dtype(recipe)
+    weights, autocast = weights_dtype(recipe)
     options: dict[str, Any] = {"trust_remote_code": recipe.model.trust_remote_code}
     if not recipe.warm_start.dialogues:
         return load_model(recipe.model.name, weights, revision=recipe.model.revision, **options)
@@ -236,84 +240,6 @@ def _dynamic_sampling(recipe: Recipe) -> Any:
 
     settings = recipe.training.dynamic_sampling
     return None if settings is None else DynamicSampling(**settings.model_dump())
-
-
-def _dtype(recipe: Recipe) -> tuple[Any, bool]:
-    """Data type of the weights, and whether to compute under bf16 autocast."""
-    import torch
-
-    choice = recipe.model.dtype
-    if choice == "auto":
-        if not torch.cuda.is_available():
-            choice = "fp32"
-        else:
-            choice = "bf16" if recipe.model.lora else "bf16-mixed"
-    return (torch.bfloat16 if choice == "bf16" else torch.float32), choice == "bf16-mixed"
-
-
-def _trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) -> Any:
-    """TRL's GRPOConfig for a recipe; `training.trl` may set any field that is not derived here."""
-    import torch
-    from trl import GRPOConfig
-
-    recipe, plan, training = prepared.recipe, prepared.plan, prepared.recipe.training
-    derived = {
-        "output_dir": output_dir,
-        "per_device_train_batch_size": plan.micro_batch,
-        "gradient_accumulation_steps": plan.micro_batches,
-        "steps_per_generation": plan.steps_per_generation,
-        "num_generations": plan.group_size,
-        "max_completion_length": plan.max_completion_tokens,
-        "max_steps": training.steps * plan.updates_per_step,
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.lr_scheduler,
-        "warmup_steps": training.warmup_steps,
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "beta": training.kl,
-        "epsilon": training.clip_low,
-        "epsilon_high": training.clip_high,
-        "loss_type": training.loss,
-        "importance_sampling_level": training.ratio,
-        "temperature": training.temperature,
-        "mask_truncated_completions": training.mask_truncated,
-        "gradient_checkpointing": training.gradient_checkpointing,
-        "scale_rewards": recipe.credit.scale or "group",
-        "reward_weights": list(prepared.work.rewards.values()),
-        "save_strategy": "steps",
-        "save_steps": training.save_every or training.steps * plan.updates_per_step,
-        "save_total_limit": training.keep_checkpoints,
-        "seed": recipe.run.seed,
-        "bf16": dtype[1],
-    }
-    clash = sorted(set(training.trl) & set(derived))
-    if clash:
-        raise RecipeError(f"training.trl.{clash[0]} is derived from the recipe's own keys; set those instead")
-    free = {
-        "report_to": "none",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    try:
-        return GRPOConfig(**derived, **{**free, **training.trl})
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"TRL refuses the training section: {error}") from error
-
-
-def _peft(recipe: Recipe) -> Any:
-    if recipe.model.lora is None:
-        return None
-    from peft import LoraConfig
-
-    lora = recipe.model.lora
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
 
 
 def _parameters(model: Any) -> dict[str, int]:
