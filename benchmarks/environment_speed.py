@@ -6,8 +6,7 @@ Every engine plays `--episodes` episodes side by side, as the driver does: all a
 in a thread of their own where they allow it, and none is asked again before all have answered. Actions are
 drawn at random from the admissible ones (of ScienceWorld, whose enumeration of them is slow, from a list that
 suits every task), so every step acts. What is reported is the median of `--repeats` rounds after one that
-warms up. `reset` is the time to open one episode. Steps a CPU-second count the processor time of this process
-and of all that it has started, Java's compiler included, so they say the same on a busy machine.
+warms up. `reset` is the time to open one episode.
 
 Engines whose package is missing are left out and named.
 """
@@ -26,8 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from threefold.envs.base import Environment, Observation, Task, is_source
 from threefold.envs.pool import EnvironmentPool
@@ -84,13 +81,13 @@ def measure(
     environments = [make() for _ in tasks]
     threads = ThreadPoolExecutor(min(getattr(environments[0], "concurrency", 1), len(tasks)))
     chance = random.Random(0)
-    speeds, per_cpu, opened = [], [], []
+    speeds, opened = [], []
     try:
         for _ in range(repeats + 1):
             begun = time.perf_counter()
             seen = list(threads.map(_open, environments, tasks))
             opened.append((time.perf_counter() - begun) / len(tasks))
-            steps, spent, used = 0, 0.0, _cpu_seconds()
+            steps, spent = 0, 0.0
             live = [True] * len(tasks)
             for _ in range(turns):
                 playing = [i for i, alive in enumerate(live) if alive]
@@ -102,26 +99,15 @@ def measure(
                 for i, answer in zip(playing, answers, strict=True):
                     seen[i], live[i] = answer, not answer.done
             speeds.append(steps / spent)
-            per_cpu.append(
-                steps / max(0.01, _cpu_seconds() - used)
-            )  # the clock ticks a hundred times a second
     finally:
         threads.shutdown()
         for environment in environments:
             environment.close()
     return {
         "steps_per_second": statistics.median(speeds[1:]),
-        "steps_per_cpu_second": statistics.median(per_cpu[1:]),
         "reset_seconds": statistics.median(opened[1:]),
         "steps": steps,
     }
-
-
-def _cpu_seconds() -> float:
-    """Processor time so far of this process and of those that it has started."""
-    mine = psutil.Process()
-    times = [process.cpu_times() for process in (mine, *mine.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
 
 
 def _open(environment: Environment, task: Task) -> Observation:
@@ -165,11 +151,7 @@ def main() -> None:
                 rows.append({"engine": name, "workers": workers, "episodes": episodes, **figures})
                 speed, opening = figures["steps_per_second"], 1e3 * figures["reset_seconds"]
                 where = f"{name:13s} workers {workers}  episodes {episodes:3d}"
-                cpu = figures["steps_per_cpu_second"]
-                print(
-                    f"{where}  {speed:9.1f} steps/s  {cpu:9.1f} steps/CPU-s  reset {opening:8.1f} ms",
-                    flush=True,
-                )
+                print(f"{where}  {speed:9.1f} steps/s  reset {opening:8.1f} ms", flush=True)
         if source is not None and hasattr(source, "close"):
             source.close()
     if options.out:
