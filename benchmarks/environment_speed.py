@@ -87,7 +87,7 @@ def measure(
             begun = time.perf_counter()
             seen = list(threads.map(_open, environments, tasks))
             opened.append((time.perf_counter() - begun) / len(tasks))
-            steps = spent = 0
+            steps, spent = 0, 0.0
             live = [True] * len(tasks)
             for _ in range(turns):
                 playing = [i for i, alive in enumerate(live) if alive]
@@ -126,7 +126,7 @@ def _offered(observation: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--engines", nargs="*", default=list(engines()))
-    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2], help="0 is without a pool")
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2], help="0 is without a pool")
     parser.add_argument("--episodes", type=int, nargs="*", default=[1, 16])
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)

@@ -172,7 +172,19 @@ def test_credit_per_token_is_refused_with_sequence_ratios_before_anything_is_loa
         parse_recipe({"credit": {"method": "gtpo"}, "training": masked})
 
 
-@pytest.mark.parametrize("name", ["demo", "gsm8k", "ispo-paper", "caregiver", "caregiver-accelerator"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "gsm8k",
+        "ispo-paper",
+        "caregiver",
+        "caregiver-accelerator",
+        "textworld",
+        "textworld-0.5b",
+        "scienceworld",
+    ],
+)
 def test_the_recipes_that_ship_are_valid(name: str, pytestconfig) -> None:
     recipe = load_recipe(pytestconfig.rootpath / f"recipes/{name}.yaml")
     assert isinstance(recipe, Recipe)

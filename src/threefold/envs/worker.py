@@ -40,7 +40,7 @@ def serve(connection: Connection) -> None:
                 connection.send(answer)
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 connection.send(("failed", f"the answer cannot be sent to another process: {error}"))
-    except EOFError:  # the parent has closed the pool, or is gone
+    except (EOFError, ConnectionError):  # the parent has closed the pool, or is gone
         pass
     finally:
         for environment in seats.values():
