@@ -21,6 +21,7 @@ from typing import Any
 
 from threefold.envs.caregiver.expert import conversations
 from threefold.envs.caregiver.scenarios import generate
+from threefold.envs.household.player import sentences
 from threefold.skills.placebo_creator import SENTENCES
 from threefold.skills.practice import errand_dialogues
 
@@ -142,9 +143,15 @@ def _care() -> list[str]:
     return [message["content"] for played in shown for message in played.messages]
 
 
+def _household() -> list[str]:
+    """The words of household games; needs `threefold[household]`."""
+    return sentences()
+
+
 LANGUAGES: Mapping[str, Language] = {
     "tiny-words": Language(_errands, tokens=640),
     "tiny-care": Language(_care, tokens=1536, layers=2),
+    "tiny-household": Language(_household, tokens=768),
 }
 """By name of a model."""
 

@@ -34,6 +34,8 @@ GENERATED = "generated"
 TURNS = 30
 LOADED = 24
 """Translated games that are kept; each takes a few megabytes."""
+PLAYED = 8
+"""Demonstrations of one game."""
 _PLAIN = ("go to ", "examine ", "look", "inventory", "help")
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 
@@ -218,9 +220,9 @@ class HouseholdGames:
         from threefold.envs.household.player import dialogue
 
         chance = random.Random(f"demonstrations/{seed}")
-        # Four dialogues a game, one after the other: a game is translated once.
-        pool = self.tasks(split, -(-size // 4), seed)
-        result = [dialogue(self(), task, chance) for task in pool for _ in range(4)][:size]
+        # Several dialogues a game, one after the other: a game is translated once.
+        pool = self.tasks(split, -(-size // PLAYED), seed)
+        result = [dialogue(self(), task, chance) for task in pool for _ in range(PLAYED)][:size]
         chance.shuffle(result)
         return result
 
