@@ -20,7 +20,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ import numpy as np
 import study_plots
 
 from threefold.evaluation.intervals import Interval, crossed_bootstrap
+from threefold.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/caregiver.yaml"
@@ -90,20 +91,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     failed: list[tuple[str, int]] = []
     if not options.report_only:
-        first, *rest = options.arms
-        # The first arm of a seed also learns and keeps the warm start that the others begin with.
-        for batch in (
-            [(first, seed) for seed in options.seeds],
-            [(arm, seed) for seed in options.seeds for arm in rest],
-        ):
+        for batch in batches(options.arms, options.seeds, options.at_once):
             with ThreadPoolExecutor(options.at_once) as pool:
-                done = pool.map(lambda cell: run_cell(*cell, options), batch)
+                done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
     write(options, command)
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
     return 1 if failed else 0
+
+
+def batches(arms: Sequence[str], seeds: Sequence[int], at_once: int) -> Iterator[list[tuple[str, int]]]:
+    """Cells that may run side by side, seed after seed, so that a study that is stopped holds whole seeds.
+
+    The first arm of a seed learns and keeps the warm start that the others begin with.
+    """
+    first, *rest = arms
+    for start in range(0, len(seeds), at_once):
+        together = seeds[start : start + at_once]
+        yield [(first, seed) for seed in together]
+        yield [(arm, seed) for seed in together for arm in rest]
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -146,6 +154,7 @@ def write(options: argparse.Namespace, command: str) -> None:
         return
     study = {
         "command": command,
+        "budget": budget(load_recipe(options.recipe, options.override)),
         "missing": [f"{arm}-{seed}" for arm, seed in wanted if (arm, seed) not in found],
         "environment": next(iter(found.values()))["environment"],
         "comparisons": compare(found, options.arms),
@@ -255,7 +264,7 @@ def page_text(
         " ".join(verdict(study["comparisons"], arms)),
         f"`{study['command']}`",
         study["environment"].get("scope", ""),
-        f"{study['environment']['machine']['processor']}; {versions}. {_budget(found)}",
+        f"{study['budget']} {_cost(found)} {study['environment']['machine']['processor']}; {versions}.",
         "Intervals are 95 %, resampled over seeds and scenarios; with few seeds they are too narrow, so the "
         f"seeds' own values are in {name}.json. Nothing is corrected for the number of comparisons. A drop "
         "is better when larger, D, R, violation and left when smaller.",
@@ -302,13 +311,25 @@ def _way(interval: Sequence[float], better: int) -> str:
     return "better" if up == (better > 0) else "worse"
 
 
-def _budget(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    """What a cell took."""
-    seconds = sorted(cell["seconds"] for cell in found.values())
-    steps = {cell["steps"] for cell in found.values()}
+def budget(recipe: Recipe) -> str:
+    """What every arm had."""
+    training, environment, measured = recipe.training, recipe.environment, recipe.evaluation
+    unsafe = environment.options.get("unsafe_share", 0.2)
     return (
-        f"{len(found)} cells of {' or '.join(str(s) for s in sorted(steps))} steps, {seconds[0]:.0f} to "
-        f"{seconds[-1]:.0f} s each, on a machine that was shared."
+        f"Each arm of a seed starts from the same weights ({recipe.model.name}, warmed up on "
+        f"{recipe.warm_start.dialogues} scripted dialogues, of which "
+        f"{unsafe:.0%} end unsafely), and has {training.steps} steps of "
+        f"{training.prompts_per_step} scenarios x {training.group_size} dialogues of at most "
+        f"{environment.turns} turns, learning rate {training.learning_rate:g}. Measured on "
+        f"{measured.problems} held-out scenarios x {measured.samples} sampled dialogues."
+    )
+
+
+def _cost(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    seconds = sorted(cell["seconds"] for cell in found.values())
+    return (
+        f"{len(found)} cells, {seconds[0]:.0f} to {seconds[-1]:.0f} s each (one thread, a shared machine; "
+        "the first of a seed learns the warm start)."
     )
 
 

@@ -1,12 +1,14 @@
 """The ReSkill study: does a bank that is tested and revised inside the groups help on unseen errands?
 
-Every cell is a whole `threefold train recipes/errands.yaml` with the overrides of its arm: one (arm, seed),
-one run directory; then `threefold eval` measures it on the seen and the unseen split, under the bank that it
-ended with and without any. A cell that is complete is skipped, so an interrupted study goes on where it
-stopped; one whose recipe or overrides have changed is made again (not one whose code has changed: delete its
-folder).
+A cell is one (arm, seed): what `threefold train recipes/errands.yaml` does with the overrides of its arm,
+then what `threefold eval` does on the seen and the unseen split, under the bank that the run ended with and
+without any. Its run directory is whole, so `threefold skills history` and the report work on it. Cells run
+one after the other, each in a process that is forked off one that has loaded everything; the warm start of a
+seed is made once, and all its arms begin with it. A cell that is complete is skipped, so an interrupted study
+goes on where it stopped; one whose recipe or overrides have changed is made again (not one whose code has
+changed: delete its folder). Arms are run in the order given, all seeds of one before the next.
 
-    python benchmarks/reskill_study.py                              # 5 seeds, two cells at a time
+    python benchmarks/reskill_study.py                              # 5 seeds, every arm
     python benchmarks/reskill_study.py --arms grpo reskill --seeds 0 1
     python benchmarks/reskill_study.py --report-only
     python benchmarks/reskill_study.py --seeds 0 --runs runs/smoke --results runs/smoke \\
@@ -22,16 +24,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+from threefold import cli
 from threefold.evaluation.intervals import bootstrap, paired_bootstrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,34 +44,35 @@ OFF = "skills.creator=none"
 
 ARMS: dict[str, list[str]] = {
     "grpo": [OFF],
-    "static": [OFF, f"skills.bank={ROOT / 'recipes/banks/errands'}"],
     "reskill": [],
-    "reskill-paper": ["skills.confidence=null"],
-    "add-only": ["skills.auto_accept=true", "skills.deletions=false", "skills.capacity=16"],
     "placebo": ["skills.creator=placebo"],
-    "placebo-paper": ["skills.creator=placebo", "skills.confidence=null"],
+    "static": [OFF, f"skills.bank={ROOT / 'recipes/banks/errands'}"],
+    "add-only": ["skills.auto_accept=true", "skills.deletions=false", "skills.capacity=16"],
     "auto-accept": ["skills.auto_accept=true"],
     "uniform": ["skills.uniform=true"],
+    "reskill-paper": ["skills.confidence=null"],
+    "placebo-paper": ["skills.creator=placebo", "skills.confidence=null"],
+    "no-triggers": ["skills.triggers=false"],
 }
 """Overrides by arm. "static" is a bank written by hand that never changes; "reskill" asks for a confidence of
 0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
-tests."""
+tests. The paper's arm without assertions has no meaning here: the offline creator decides by contrasts, and
+keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
-    cells = [(arm, seed) for seed in options.seeds for arm in options.arms]
     failed: list[tuple[str, int]] = []
-    if not options.report_only:
-        first = cells[0]  # alone, so that the warm start of its seed is made once
-        done = [run_cell(*first, options)]
-        with ThreadPoolExecutor(options.at_once) as pool:
-            done += pool.map(lambda cell: run_cell(*cell, options), cells[1:])
-        failed = [cell for cell, fine in zip(cells, done, strict=True) if not fine]
     command = " ".join(["python benchmarks/reskill_study.py", *(sys.argv[1:] if argv is None else argv)])
-    write(options, command)
+    if not options.report_only:
+        _load_everything()
+        for arm, seed in [(arm, seed) for arm in options.arms for seed in options.seeds]:
+            if not run_cell(arm, seed, options):
+                failed.append((arm, seed))
+            write(options, command)
+    print(write(options, command))
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {folder(options, arm, seed)}.log")
     return 1 if failed else 0
@@ -77,7 +82,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The ReSkill study; resumable.")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--at-once", type=int, default=2, help="cells at a time, one thread each")
     parser.add_argument("--samples", type=int, default=8, help="episodes of each held-out task")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/study-reskill")
     parser.add_argument("--results", type=Path, default=ROOT / "results/skills")
@@ -94,11 +98,12 @@ def folder(options: argparse.Namespace, arm: str, seed: int) -> Path:
 
 
 def overrides(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
-    """What the cell's command adds to the recipe. The evaluations are made afterwards, on both splits."""
+    """What the cell adds to the recipe. The evaluations are made afterwards, on both splits."""
     own = [
         "evaluation.before=false",
         "evaluation.after=false",
         "run.threads=1",
+        "training.save_every=0",
         *options.override,
         *ARMS[arm],
     ]
@@ -113,26 +118,104 @@ def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
     record = run / "cell.json"
     if record.exists() and json.loads(record.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
         return True
-    started, log = time.perf_counter(), Path(f"{run}.log")
-    fine = _threefold(["train", str(RECIPE), *words, "--overwrite", "--quiet"], log) == 0
+    log, began = Path(f"{run}.log"), options.runs / f"begin-{seed}.json"
+    log.unlink(missing_ok=True)
+    if not forked(lambda: _begin(words, began), log):
+        print(f"warm start, seed {seed}: FAILED, see {log}", flush=True)
+        return False
+    started = time.perf_counter()
+    weights = json.loads(began.read_text(encoding="utf-8"))["weights"]
+    fine = forked(lambda: _cell(run, [*words, *begin_with(weights)], options.samples), log)
     seconds = time.perf_counter() - started
-    measured: dict[str, Any] = {}
-    for split in SPLITS:
-        for bank in ("own", "none"):
-            output = run / f"{split}-{bank}.json"
-            command = ["eval", str(run), "--split", split, "--samples", str(options.samples), "--k", "1"]
-            command += ["--problems", "36", "--quiet", "--output", str(output)]
-            fine = fine and _threefold([*command, *(["--bank", "none"] if bank == "none" else [])], log) == 0
-            if fine:
-                sampled = json.loads(output.read_text(encoding="utf-8"))["evaluations"][-1]
-                measured[f"{split}, {'own bank' if bank == 'own' else 'no bank'}"] = sampled["scores"][
-                    "success"
-                ]
     print(f"{arm}, seed {seed}: {'done' if fine else 'FAILED'} in {seconds:.0f} s", flush=True)
     if fine:
-        cell = {"arm": arm, "seed": seed, "seconds": seconds, "fingerprint": fingerprint, "success": measured}
-        record.write_text(json.dumps({**cell, **_life(run)}) + "\n", encoding="utf-8")
+        cell = {"arm": arm, "seed": seed, "seconds": seconds, "fingerprint": fingerprint}
+        cell |= {"success": _measured(run), **_life(run)}
+        record.write_text(json.dumps(cell) + "\n", encoding="utf-8")
     return fine
+
+
+def begin_with(weights: str) -> list[str]:
+    """Overrides that start a cell from weights that are warm already."""
+    return [f"model.name={weights}", "warm_start.dialogues=0"]
+
+
+def forked(work: Callable[[], None], log: Path) -> bool:
+    """Whether `work` came to its end in a process of its own, which writes into `log`."""
+
+    def quietly() -> None:
+        with open(log, "a", encoding="utf-8") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        work()
+
+    child = multiprocessing.get_context("fork").Process(target=quietly)
+    child.start()
+    child.join()
+    return child.exitcode == 0
+
+
+def _load_everything() -> None:
+    """Import here what every cell needs, once; nothing that starts a thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    import threefold.evaluation.command
+    import threefold.training.run
+    import threefold.training.trainer
+    import threefold.training.warm_start  # noqa: F401
+
+
+def _begin(words: Sequence[str], record: Path) -> None:
+    """Make the warm start of a seed, or find it, and note where it lies."""
+    import torch
+
+    from threefold.recipe import load_recipe
+    from threefold.training.warm_start import warm_started
+    from threefold.training.work import work_of
+
+    recipe = load_recipe(RECIPE, words)
+    asked = hashlib.sha256(
+        json.dumps([recipe.warm_start.model_dump(), recipe.model.name]).encode()
+    ).hexdigest()
+    if record.exists():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known["asked"] == asked and Path(known["weights"]).is_dir():
+            return
+    weights = warm_started(recipe, work_of(recipe), torch.float32, print)
+    record.write_text(json.dumps({"asked": asked, "weights": str(weights)}) + "\n", encoding="utf-8")
+
+
+def _cell(run: Path, words: Sequence[str], samples: int) -> None:
+    """Train, then play the held-out tasks."""
+    _threefold(["train", str(RECIPE), *words, "--overwrite", "--quiet"])
+    for split in SPLITS:
+        for bank in ("own", "none"):
+            command = ["eval", str(run), "--split", split, "--samples", str(samples), "--k", "1", "--quiet"]
+            command += ["--problems", "36", "--output", str(run / f"{split}-{bank}.json")]
+            if bank == "none":
+                if not (run / "bank").is_dir():
+                    continue  # without a bank both are the same
+                command += ["--bank", "none"]
+            _threefold(command)
+
+
+def _threefold(words: Sequence[str]) -> None:
+    if status := cli.main(words):
+        sys.exit(status)
+
+
+def _measured(run: Path) -> dict[str, Any]:
+    """Success of the sampled episodes by split and bank."""
+    found = {}
+    for split in SPLITS:
+        for bank, name in (("own", "own bank"), ("none", "no bank")):
+            path = run / f"{split}-{bank}.json"
+            path = path if path.exists() else run / f"{split}-own.json"
+            last = json.loads(path.read_text(encoding="utf-8"))["evaluations"][-1]
+            kinds = {kind: scores["success"]["mean"] for kind, scores in last["by_group"].items()}
+            found[f"{split}, {name}"] = {**last["scores"]["success"], "by_group": kinds}
+    return found
 
 
 def _life(run: Path) -> dict[str, Any]:
@@ -147,18 +230,11 @@ def _life(run: Path) -> dict[str, Any]:
     }
 
 
-def _threefold(words: list[str], log: Path) -> int:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with open(log, "a", encoding="utf-8") as output:
-        command = [sys.executable, "-m", "threefold.cli", *words]
-        return subprocess.run(command, stdout=output, stderr=output, env=environment, check=False).returncode
-
-
 # What the cells say
 
 
-def write(options: argparse.Namespace, command: str) -> None:
-    """study.json and study.md of the cells that are there; those that are missing are named."""
+def write(options: argparse.Namespace, command: str) -> str:
+    """study.json and study.md of the cells that are there; those that are missing are named. The page."""
     cells: dict[str, dict[int, Any]] = {arm: {} for arm in options.arms}
     missing = []
     for arm in options.arms:
@@ -171,8 +247,9 @@ def write(options: argparse.Namespace, command: str) -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     study = {"command": command, "cells": cells, "missing": missing}
     (options.results / "study.json").write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
-    (options.results / "study.md").write_text(_page(cells, missing, command), encoding="utf-8")
-    print(_page(cells, missing, command))
+    page = _page(cells, missing, command)
+    (options.results / "study.md").write_text(page, encoding="utf-8")
+    return page
 
 
 def _page(cells: dict[str, dict[int, Any]], missing: list[str], command: str) -> str:

@@ -151,15 +151,15 @@ def page(found: dict[str, Any]) -> str:
     lines = [
         "# Household games and search questions: how fast they are",
         "",
-        f"`python benchmarks/text_environments.py` on {found['machine']}, one process, one thread. CPU seconds; "
-        "a shared machine's wall-clock rates are in text.json.",
+        f"`python benchmarks/text_environments.py` on {found['machine']}, one process, one thread. CPU "
+        "seconds; a shared machine's wall-clock rates are in text.json.",
         "",
     ]
     if "household" in found:
         episodes, turns = EPISODES
         lines += [
-            "| household games, medians | translate a game (once a group) | begin a play | steps a second | the "
-            "unmodified engine: load and reset | its steps a second |",
+            "| household games, medians | translate a game (once a group) | begin a play | steps a second | "
+            "the unmodified engine: load and reset | its steps a second |",
             "|---|---|---|---|---|---|",
         ]
         for name, row in found["household"].items():
@@ -189,8 +189,9 @@ def page(found: dict[str, Any]) -> str:
         row = found["search"]
         counts = ", ".join(f"{count:,} {split}" for split, count in row["questions"].items())
         lines += [
-            f"Search: {row['passages']:,} passages, questions {counts}. Reading, verifying and indexing takes "
-            f"{row['build']:.1f} s once; {row['steps a second']:.0f} searches a second, three passages each.",
+            f"Search: {row['passages']:,} passages, questions {counts}. Reading, verifying and indexing "
+            f"takes {row['build']:.1f} s once; {row['steps a second']:.0f} searches a second, three passages "
+            "each.",
             "",
         ]
     return "\n".join(lines)

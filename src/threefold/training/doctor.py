@@ -86,13 +86,17 @@ def _machine(recipe: Recipe) -> Iterator[Finding]:
     existing = next(p for p in (run.absolute(), *run.absolute().parents) if p.exists())
     if not os.access(existing, os.W_OK):
         yield Finding("fail", "run directory", f"{existing} cannot be written to; set run.dir")
-    disk = shutil.disk_usage(existing).free
-    yield Finding(
-        "warn" if disk < 5 * _GIB else "ok",
-        "disk",
-        f"{disk / _GIB:.1f} GiB free for {run}; checkpoints hold weights and two moments each, "
-        f"{recipe.training.keep_checkpoints} are kept",
-    )
+    yield from _trl()
+
+
+def _trl() -> Iterator[Finding]:
+    """Whether the installed TRL is the one that Threefold overrides."""
+    from threefold.training.trl_seam import check_trl
+
+    try:
+        check_trl()
+    except ImportError as error:
+        yield Finding("fail", "versions", str(error))
 
 
 def _endpoints(recipe: Recipe) -> Iterator[Finding]:
@@ -216,7 +220,8 @@ def _memory(checked: Checked) -> Iterator[Finding]:
 
     from threefold.training.memory_estimate import empty_model, estimate_memory
 
-    model = checked.prepared.recipe.model
+    recipe = checked.prepared.recipe
+    model = recipe.model
     options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     config = AutoConfig.from_pretrained(resolve(model.name), **options)
     found = estimate_memory(checked, config, empty_model(config, trust_remote_code=model.trust_remote_code))
@@ -229,6 +234,7 @@ def _memory(checked: Checked) -> Iterator[Finding]:
     )
     if found.parameters > _MANY_PARAMETERS and not torch.cuda.is_available():
         yield Finding("warn", "model", "a model of this size without an accelerator takes hours a step")
+    yield _disk(recipe, found.parameters * checked.weights.itemsize, found.trained * checked.weights.itemsize)
     free = _free_memory()
     parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in found.table())
     level: Level = "fail" if found.total > free else "warn" if found.total > 0.8 * free else "ok"
@@ -243,6 +249,25 @@ def _memory(checked: Checked) -> Iterator[Finding]:
         "memory",
         f"about {found.total / _GIB:.2f} GiB of {free / _GIB:.1f} free at the longest prompt and completion "
         f"({parts}){remedy}",
+    )
+
+
+def _disk(recipe: Recipe, weights: float, trained: float) -> Finding:
+    """Checkpoints hold what is trained and its two moments; the finished model is written once more."""
+    run = Path(recipe.run.dir).absolute()
+    free = shutil.disk_usage(next(p for p in (run, *run.parents) if p.exists())).free
+    kept = recipe.training.keep_checkpoints if recipe.training.save_every else 1
+    # The new checkpoint is written before the oldest one is deleted.
+    needed = 3 * trained * (kept + (recipe.training.save_every > 0)) + trained
+    if recipe.model.lora is not None and recipe.warm_start.dialogues:
+        needed += weights
+    level: Level = "fail" if needed > free else "warn" if needed > 0.8 * free else "ok"
+    return Finding(
+        level,
+        "disk",
+        f"checkpoints and the model need about {needed / _GIB:.2f} of {free / _GIB:.1f} GiB free for "
+        f"{recipe.run.dir}; the record of every episode comes on top"
+        + ("; lower training.keep_checkpoints, or set run.dir to a larger disk" if level != "ok" else ""),
     )
 
 

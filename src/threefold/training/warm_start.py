@@ -186,6 +186,7 @@ def _learn(
                 learning_rate=settings.learning_rate,
                 per_device_train_batch_size=settings.batch_size,
                 lr_scheduler_type="linear",
+                train_sampling_strategy="group_by_length" if settings.by_length else "random",
                 max_length=None,  # a demonstration is never cut
                 logging_steps=1,
                 save_strategy="no",

@@ -78,6 +78,19 @@ def test_the_share_of_unsafe_conversations_is_what_was_asked_for() -> None:
         assert len(conversation.messages) == 2 * conversation.unsafe_turn + 3
 
 
+def test_the_asked_share_of_replies_is_the_ordinary_caregivers() -> None:
+    """Counted in the first replies, which are the expert's own where the share is 0."""
+
+    def first(share: float) -> list[str]:
+        return [c.messages[2]["content"] for c in conversations(SCENARIOS, turns=1, ordinary_share=share)]
+
+    alone = first(0.0)
+    changed = [mixed != own for mixed, own in zip(first(0.4), alone, strict=True)]
+    assert 0.3 < sum(changed) / len(changed) < 0.5
+    spoken_by_heart = [mixed == own for mixed, own in zip(first(1.0), alone, strict=True)]
+    assert sum(spoken_by_heart) / len(spoken_by_heart) < 0.1  # "I understand." is in both scripts
+
+
 def test_thinking_is_private_and_well_formed() -> None:
     for conversation in islice(conversations(SCENARIOS, thinking=True), 5):
         for message in conversation.messages[2::2]:
@@ -92,6 +105,7 @@ def test_thinking_is_private_and_well_formed() -> None:
     [
         ({"turns": 0}, "at least one turn, got turns=0"),
         ({"unsafe_share": 1.5}, r"a share in \[0, 1\], got 1.5"),
+        ({"ordinary_share": -0.1}, r"ordinary_share is a share in \[0, 1\], got -0.1"),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, float], message: str) -> None:

@@ -108,8 +108,8 @@ class Searcher:
 
 
 def sentences() -> list[str]:
-    """What these games say, with every kind of thing and place: what the tokens of a small model can be learnt
-    from without playing."""
+    """What these games say, with every kind of thing and place: what the tokens of a small model can be
+    learnt from without playing."""
     tables = constants()
     places = [kind.lower() for kind in sorted(tables.RECEPTACLES - set(tables.MOVABLE_RECEPTACLES))]
     held = {thing for things in tables.VAL_RECEPTACLE_OBJECTS.values() for thing in things}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from transformers import Cache
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import choose
 from threefold.rollout.samplers.dialogue import TransformersSession
+from threefold.rollout.samplers.shared_decoding import SharedCache, usable
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,14 @@ class _Decoding:
     position_R: Tensor
     """Position of the next token."""
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Make the batch consist of these of its rows, in this order; a row may be named several times."""
+    def keep(self, rows: Sequence[int], *, cache: bool = True) -> None:
+        """Make the batch consist of these of its rows, in this order; a row may be named several times.
+        `cache=False` leaves the cache as it is."""
         if list(rows) == list(range(self.mask_RL.size(0))):
             return
         index = torch.tensor(rows, device=self.mask_RL.device)
-        self.cache.reorder_cache(index)
+        if cache:
+            self.cache.reorder_cache(index)
         self.mask_RL, self.position_R = self.mask_RL[index], self.position_R[index]
         self.logits_RV = self.logits_RV[index.to(self.logits_RV.device)]
 
@@ -190,7 +193,7 @@ class TransformersSampler:
     ) -> list[Sample]:
         """Decode one batch to its end; `draws_RT` are each row's uniform numbers, None where greedy."""
         ends = self.end_tokens()
-        state = self._start(prompts)
+        state = self._start(prompts, parameters.max_new_tokens)
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         entropies: list[list[float]] = [[] for _ in prompts]
@@ -232,14 +235,21 @@ class TransformersSampler:
             for row, scores, entropy in zip(ids, logprobs, entropies, strict=True)
         ]
 
-    def _start(self, prompts: Sequence[tuple[int, ...]]) -> _Decoding:
-        """Forward each different prompt once and give every row a copy of its keys and values."""
+    def _start(self, prompts: Sequence[tuple[int, ...]], room: int) -> _Decoding:
+        """Forward each different prompt once, and let rows share its keys and values or give each a copy."""
         different = list(dict.fromkeys(prompts))
         place = {prompt: i for i, prompt in enumerate(different)}
         if self._may_reorder:
             state = self.prefill(different)
             if isinstance(state.cache, Cache):
-                state.keep([place[prompt] for prompt in prompts])
+                of_prompt = [place[prompt] for prompt in prompts]
+                prefilled, mask_UL = state.cache, state.mask_RL
+                shares = len(different) < len(prompts) and usable(
+                    self.model, prefilled, mask_UL.size(1) + room
+                )
+                if shares:
+                    state.cache = SharedCache(prefilled, mask_UL, of_prompt, room)
+                state.keep(of_prompt, cache=not shares)
                 return state
             self._may_reorder = False
             logger.warning(
@@ -274,17 +284,21 @@ class TransformersSampler:
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""
-        optional = {"position_ids": positions, "logits_to_keep": 1}
+        optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
         if cache is not None and self._cache_name == "cache_params":
             # The Mamba family multiplies inputs by the mask: one new token by a long mask would broadcast.
             mask = None
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-            **{name: value for name, value in optional.items() if name in self._accepts},
-        )
+        with ExitStack() as attention:
+            if isinstance(cache, SharedCache):
+                attention.enter_context(cache.attention(self.model))
+                optional["shared"], mask = cache, None  # the cache has the mask
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                use_cache=True,
+                **{self._cache_name: cache},
+                **{k: value for k, value in optional.items() if k in self._accepts or k == "shared"},
+            )
         cache = output.get(self._cache_name)
         if cache is None:
             raise TypeError(

@@ -1,0 +1,89 @@
+"""The command: run benches by name, write their figures, hold them against a baseline."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
+
+from threefold.bench import credit, dialogue, page, scaling, step, update
+from threefold.bench.record import QUICK, Cell, Options, load_average, read, regressions, write
+
+BENCHES: dict[str, ModuleType] = {
+    "update": update,
+    "step": step,
+    "dialogue": dialogue,
+    "scaling": scaling,
+    "credit": credit,
+}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run what the command line asks for.
+
+    Returns:
+        The exit status: 1 where a ratio is worse than the baseline's, else 0.
+
+    Raises:
+        ValueError: There is no such bench, or an option is out of range.
+        FileNotFoundError: The baseline has no figures of a bench that was run.
+    """
+    if arguments.list:
+        for name, bench in BENCHES.items():
+            print(f"{name:10}{(bench.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    names = arguments.names or list(BENCHES)
+    for name in names:
+        if name not in BENCHES:
+            raise ValueError(f"there is no bench {name!r}; choose from {', '.join(BENCHES)}")
+    options = options_of(arguments)
+    baseline = {name: _baseline(arguments.baseline, name) for name in names}
+    worse: list[str] = []
+    for name in names:
+        cells = _measured(name, options, arguments.output)
+        if (old := baseline[name]) is not None:
+            worse += [f"{name}: {text}" for text in regressions(old, cells)]
+    for text in worse:
+        print(f"slower than the baseline: {text}", file=sys.stderr)
+    return 1 if worse else 0
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The options of a command line: `--quick`'s or the defaults, with those that were given."""
+    options = replace(Options(), **QUICK) if arguments.quick else Options()
+    given = {one.name: getattr(arguments, one.name, None) for one in fields(Options)}
+    return replace(options, **{name: value for name, value in given.items() if value is not None})
+
+
+def _measured(name: str, options: Options, output: Path) -> list[Cell]:
+    import torch
+
+    from threefold.memory import keep_freed_memory
+
+    keep_freed_memory()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    before = load_average()
+    cells = BENCHES[name].measure(options)
+    gc.collect()
+    written = write(
+        output, name, cells, options, command=" ".join(["threefold", *sys.argv[1:]]), before=before
+    )
+    print("\n".join(page.section(read(written))))
+    print(f"{written} is written\n")
+    return cells
+
+
+def _baseline(path: Path | None, name: str) -> list[Cell] | None:
+    if path is None:
+        return None
+    file = path / f"{name}.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(
+            f"the baseline {file} is missing; run `threefold bench {name} --output {path}`"
+        )
+    data = read(file)
+    return data["cells"] if data["bench"] == name else None
