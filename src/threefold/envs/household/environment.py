@@ -132,8 +132,8 @@ class HouseholdGames:
         Args:
             turns: Turns before an episode is cut off.
             types: Types of goal, by ALFWorld's names; None for all six.
-            receptacles: Most receptacles in a generated room; None for all that its plan has (6 to 55).
-            things: Most kinds of things in a generated room; None for all that its plan has (8 to 30).
+            receptacles: Most receptacles in a generated room; None for all that its plan has (6 to 54).
+            things: Most kinds of things in a generated room; None for all that its plan has (9 to 28).
             actions: Which admissible commands an observation lists: "all", "near" or "none".
             data: Folder of the official games (it holds json_2.1.1), or "generated". None takes
                 $ALFWORLD_DATA where that holds games, else generates.
