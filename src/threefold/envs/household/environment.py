@@ -34,6 +34,8 @@ GENERATED = "generated"
 TURNS = 30
 LOADED = 24
 """Translated games that are kept; each takes a few megabytes."""
+PLAYED = 8
+"""Demonstrations of one game."""
 _PLAIN = ("go to ", "examine ", "look", "inventory", "help")
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 
@@ -130,8 +132,8 @@ class HouseholdGames:
         Args:
             turns: Turns before an episode is cut off.
             types: Types of goal, by ALFWorld's names; None for all six.
-            receptacles: Most receptacles in a generated room; None for all that its plan has (6 to 55).
-            things: Most kinds of things in a generated room; None for all that its plan has (8 to 30).
+            receptacles: Most receptacles in a generated room; None for all that its plan has (6 to 54).
+            things: Most kinds of things in a generated room; None for all that its plan has (9 to 28).
             actions: Which admissible commands an observation lists: "all", "near" or "none".
             data: Folder of the official games (it holds json_2.1.1), or "generated". None takes
                 $ALFWORLD_DATA where that holds games, else generates.
@@ -218,9 +220,9 @@ class HouseholdGames:
         from threefold.envs.household.player import dialogue
 
         chance = random.Random(f"demonstrations/{seed}")
-        # Four dialogues a game, one after the other: a game is translated once.
-        pool = self.tasks(split, -(-size // 4), seed)
-        result = [dialogue(self(), task, chance) for task in pool for _ in range(4)][:size]
+        # Several dialogues a game, one after the other: a game is translated once.
+        pool = self.tasks(split, -(-size // PLAYED), seed)
+        result = [dialogue(self(), task, chance) for task in pool for _ in range(PLAYED)][:size]
         chance.shuffle(result)
         return result
 

@@ -13,6 +13,7 @@ import re
 
 from threefold.envs.base import Message, Task
 from threefold.envs.household.environment import Household
+from threefold.envs.household.rooms import can_be, constants
 
 CLUMSY = 0.25
 """How often a demonstration does something else."""
@@ -104,6 +105,35 @@ class Searcher:
     def _go(self, kind: str) -> str:
         places = [p for p in self._places if p.split()[0] == kind and p != self._at]
         return f"go to {places[0]}" if places else "look"
+
+
+def sentences() -> list[str]:
+    """What these games say, with every kind of thing and place: what the tokens of a small model can be
+    learnt from without playing."""
+    tables = constants()
+    places = [kind.lower() for kind in sorted(tables.RECEPTACLES - set(tables.MOVABLE_RECEPTACLES))]
+    held = {thing for things in tables.VAL_RECEPTACLE_OBJECTS.values() for thing in things}
+    things = [kind.lower() for kind in sorted(held | can_be("Toggleable")) if not kind.endswith("Sliced")]
+    said = [
+        "You are in the middle of a room. Looking quickly around you, you see a {p} 2, and a {p} 1.",
+        "You arrive at {p} 1. On the {p} 1, you see a {t} 3, a {t} 2, and a {t} 1.",
+        "You arrive at {p} 1. The {p} 1 is closed.\nActions: open {p} 1, go to another place",
+        "You open the {p} 1. The {p} 1 is open. In it, you see nothing.\nActions: close {p} 1",
+        "You pick up the {t} 1 from the {p} 1.\nActions: move {t} 1 to {p} 1, go to another place",
+        "You move the {t} 1 to the {p} 1. Nothing happens. You turn on the {t} 1. use {t} 1",
+        "Your task is to: put a {t} in {p}.\nActions: go to another place",
+        "Your task is to: find two {t} and put them in {p}. look at {t} under the {t}. put some {t} on {p}.",
+        "clean some {t} and put it in {p}. put a hot {t} in {p}. examine the {t} with the {t}. cool, heat",
+        "You clean the {t} 1 using the {p} 1. heat {t} 1 with {p} 1. You are carrying: a {t} 1. inventory",
+        "You are facing the {p} 1. Next to it, you see nothing. There's nothing special about {t} 1. look",
+        "take {t} 1 from {p} 1. take {t} 2 from {p} 2. go to {p} 1. examine {p} 1. examine {t} 1. help",
+    ]
+    pairs = max(len(places), len(things))
+    return [
+        text.format(p=places[i % len(places)], t=things[i % len(things)])
+        for i in range(pairs)
+        for text in said
+    ]
 
 
 def dialogue(game: Household, task: Task, chance: random.Random, clumsy: float = CLUMSY) -> list[Message]:
