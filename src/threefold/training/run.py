@@ -20,7 +20,7 @@ from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
-from threefold.training.skills import build_evolution, check_skills
+from threefold.training.skills import build_evolution, check_skills, join_policy
 from threefold.training.warm_start import check_warm_start, warm_started
 from threefold.training.work import Episodes, Work, work_of
 
@@ -192,6 +192,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         skills=skills,
         **prepared.work.trainer_options(),
     )
+    join_policy(recipe, trainer)
     updates = recipe.training.updates_per_step
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(
