@@ -14,7 +14,7 @@ changed: delete its folder). Arms are run in the order given, all seeds of one b
     python benchmarks/reskill_study.py --seeds 0 --runs runs/smoke --results runs/smoke \\
         --override training.steps=2 warm_start.dialogues=64
 
-All arms of a seed start from the same warm-started weights, see the same tasks in the same order with equally
+All arms of a seed start from the same warm-started weights (all seeds do with `--weights FOLDER`), see the same tasks in the same order with equally
 many episodes, and are measured on the same episodes. Intervals are bootstrapped over seeds: with five of them
 they are wide, and honest. Writes results/skills/study.json and study.md.
 """
@@ -47,17 +47,28 @@ ARMS: dict[str, list[str]] = {
     "reskill": [],
     "placebo": ["skills.creator=placebo"],
     "static": [OFF, f"skills.bank={ROOT / 'recipes/banks/errands'}"],
+    "retrieval": [
+        "skills.creator=memory",
+        "skills.auto_accept=true",
+        "skills.retrieve=1",
+        "skills.period=1",
+        "skills.capacity=64",
+    ],
     "add-only": ["skills.auto_accept=true", "skills.deletions=false", "skills.capacity=16"],
     "auto-accept": ["skills.auto_accept=true"],
     "uniform": ["skills.uniform=true"],
     "reskill-paper": ["skills.confidence=null"],
     "placebo-paper": ["skills.creator=placebo", "skills.confidence=null"],
     "no-triggers": ["skills.triggers=false"],
+    "frozen": ["skills.frozen_steps=all"],
+    "skill-first": ["skills.frozen_steps=20", "skills.last_step=20"],
+    "policy-first": ["skills.first_step=20"],
 }
 """Overrides by arm. "static" is a bank written by hand that never changes; "reskill" asks for a confidence of
 0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
-tests. The paper's arm without assertions has no meaning here: the offline creator decides by contrasts, and
+tests; "retrieval" shows the remembered success of the task that is most alike; "frozen" lets skills evolve
+and weights not, "skill-first" and "policy-first" one after the other. The paper's arm without assertions has no meaning here: the offline creator decides by contrasts, and
 keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 
@@ -83,6 +94,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--samples", type=int, default=8, help="episodes of each held-out task")
+    parser.add_argument("--weights", type=Path, help="one warm-started model for every seed")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/study-reskill")
     parser.add_argument("--results", type=Path, default=ROOT / "results/skills")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report again")
@@ -99,7 +111,8 @@ def folder(options: argparse.Namespace, arm: str, seed: int) -> Path:
 
 def overrides(options: argparse.Namespace, arm: str, seed: int) -> list[str]:
     """What the cell adds to the recipe. The evaluations are made afterwards, on both splits."""
-    own = [
+    own = begin_with(str(options.weights)) if options.weights else []
+    own += [
         "evaluation.before=false",
         "evaluation.after=false",
         "run.threads=1",
@@ -120,12 +133,13 @@ def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
         return True
     log, began = Path(f"{run}.log"), options.runs / f"begin-{seed}.json"
     log.unlink(missing_ok=True)
-    if not forked(lambda: _begin(words, began), log):
-        print(f"warm start, seed {seed}: FAILED, see {log}", flush=True)
-        return False
+    if options.weights is None:
+        if not forked(lambda: _begin(words, began), log):
+            print(f"warm start, seed {seed}: FAILED, see {log}", flush=True)
+            return False
+        words += begin_with(json.loads(began.read_text(encoding="utf-8"))["weights"])
     started = time.perf_counter()
-    weights = json.loads(began.read_text(encoding="utf-8"))["weights"]
-    fine = forked(lambda: _cell(run, [*words, *begin_with(weights)], options.samples), log)
+    fine = forked(lambda: _cell(run, words, options.samples), log)
     seconds = time.perf_counter() - started
     print(f"{arm}, seed {seed}: {'done' if fine else 'FAILED'} in {seconds:.0f} s", flush=True)
     if fine:

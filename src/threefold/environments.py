@@ -87,12 +87,13 @@ class NamedEnvironment:
         if isinstance(self.make, EnvironmentPool):
             self.make.close()
 
-    def with_bank(self, bank: Bank | None) -> NamedEnvironment:
-        """The environment whose agent sees the skills of a bank version; None leaves it alone."""
+    def with_bank(self, bank: Bank | None, retrieve: int | None = None) -> NamedEnvironment:
+        """The environment whose agent sees the skills of a bank version, or the `retrieve` of them that are
+        most like its task; without a bank it is left alone."""
         if bank is None:
             return self
         make = self.make
-        return replace(self, make=lambda: SkilledEnvironment(make(), bank))
+        return replace(self, make=lambda: SkilledEnvironment(make(), bank, retrieve))
 
     def tasks(self, split: str, size: int, seed: int) -> tuple[Task, ...]:
         """Up to `size` tasks of a split.

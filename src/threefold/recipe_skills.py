@@ -6,7 +6,7 @@ explains those that it shares with it; a test holds their defaults together.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -34,21 +34,35 @@ class SkillChat(BaseModel):
     """Further fields of the request's body; null takes one out."""
 
 
+class PolicyWriter(BaseModel):
+    """How the policy model answers where it writes the skills itself (`creator: policy`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(0.2, ge=0)
+    max_tokens: int = Field(1024, ge=1)
+
+
 class Skills(BaseModel):
     """A skill bank in the agent's prompts. Off while `creator` is "none" and `bank` is not set; a bank
     without a creator stays as it is."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    creator: Literal["none", "offline", "chat", "placebo"] = "none"
-    """Who proposes versions: "offline" from contrasts of episodes, "chat" a language model, "placebo" skills
-    that say nothing (a control), "none" nobody."""
+    creator: Literal["none", "offline", "chat", "policy", "memory", "placebo"] = "none"
+    """Who proposes versions: "offline" from contrasts of episodes, "chat" a language model behind an
+    endpoint, "policy" the model in training, "memory" episodes that succeeded, as they were (a baseline),
+    "placebo" skills that say nothing (a control), "none" nobody."""
     bank: str | None = None
     """The bank to begin with: a run directory, a bank, a folder of skills, or SkillRL's JSON; None is an
     empty one."""
     version: str | None = None
     """Version of `bank`; None is the one in use."""
     chat: SkillChat | None = None
+    policy: PolicyWriter = Field(default_factory=PolicyWriter)
+    retrieve: int | None = Field(None, ge=1)
+    """Show only so many skills at the start of an episode, those whose words are most like the task's; None
+    shows all that are triggered, as the paper does."""
     deletions: bool = True
     """False: the offline creator only adds."""
     period: int = Field(5, ge=1)
@@ -64,6 +78,8 @@ class Skills(BaseModel):
     groups: int = Field(30, ge=1)
     first_step: int = Field(0, ge=0)
     last_step: int | None = Field(None, ge=0)
+    frozen_steps: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    """The weights do not move in the first so many steps, while skills evolve; "all" is the whole run."""
     auto_accept: bool = False
     uniform: bool = False
     assertions: bool = True
@@ -80,6 +96,11 @@ class Skills(BaseModel):
             raise ValueError(
                 "creator: chat needs a section chat with base_url and model, and only it has one; got "
                 f"creator {self.creator!r} {'with' if self.chat else 'without'} chat"
+            )
+        if self.frozen_steps and self.creator == "none":
+            raise ValueError(
+                f"frozen_steps {self.frozen_steps!r} holds the weights while skills evolve, and nobody makes "
+                "any; name a creator"
             )
         if self.version is not None and self.bank is None:
             raise ValueError(f"version {self.version!r} is that of a bank; set bank too")

@@ -20,7 +20,7 @@ from threefold.training.skills import check_skills, initial_bank  # noqa: E402
 
 
 def options(tmp_path: Path, **fields: Any) -> Namespace:
-    given = {"override": [], "runs": tmp_path, "results": tmp_path, "seeds": [0, 1]}
+    given = {"override": [], "weights": None, "runs": tmp_path, "results": tmp_path, "seeds": [0, 1]}
     return Namespace(**{**given, "arms": ["grpo", "reskill"], **fields})
 
 

@@ -36,9 +36,8 @@ def test_what_is_next_after_an_action_is_done_and_sentences_of_the_placebo_are_n
         shown: dict[str, str] = {}
         said = [m["content"] for m in dialogue if m["role"] == "assistant"]
         for number, message in enumerate(dialogue):
-            found = re.findall(
-                r"^When: Your last action was: (.+)\.\nNext, (.+)\.$", message["content"], re.M
-            )
+            said_next = r"^When: Your last action was: (.+)\.\nNext, (.+)\.$"
+            found = re.findall(said_next, message["content"], re.MULTILINE)
             assert set(found) <= set(NEXTS)
             shown |= dict(found)
             turn = (number - 1) // 2

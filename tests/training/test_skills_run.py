@@ -18,11 +18,13 @@ import pytest
 import torch
 import yaml
 from test_resume import StopAt, weights
+from transformers import AutoModelForCausalLM
 
 from chat_server import chat_server
 from threefold import GRPO
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation
+from threefold.envs.errands import Errands
 from threefold.recipe import parse_recipe
 from threefold.rollout.driver import Limits
 from threefold.skills.bank import Add, Bank
@@ -63,6 +65,13 @@ class Digits:
 
     def close(self):
         pass
+
+
+class Easy(Errands):
+    """Errands in which every episode succeeds."""
+
+    def score(self, episodes):
+        return [EpisodeScore({"success": 1.0, "valid": 1.0}, success=True) for _ in episodes]
 
 
 def one_more(evidence: Evidence) -> Creation:
@@ -310,6 +319,12 @@ def test_a_bank_made_for_agents_can_be_taken_in(recipe, tmp_path):
         ({"skills.bank": "nowhere"}, "nowhere"),
         ({"skills.capacity": 40}, "tokens for skills to come it passes the model's context of 4096"),
         ({"skills.perod": 3}, "'skills.perod'; did you mean 'period'"),
+        (
+            {"skills.creator": "none", "skills.frozen_steps": "all"},
+            "frozen_steps 'all' holds the weights while skills evolve, and nobody makes any",
+        ),
+        ({"skills.frozen_steps": -1}, "skills.frozen_steps"),
+        ({"skills.retrieve": 0}, "skills.retrieve"),
         ({"environment.test_split": "sene"}, "no split 'sene'; did you mean 'seen'?"),
         (
             {"skills.creator": "chat", "skills.chat": {"base_url": "localhost", "model": "m"}},
@@ -371,6 +386,63 @@ def test_a_language_model_writes_the_skills_and_a_resumed_run_asks_it_nothing_tw
     # The server is gone: what the second half asks is in the record.
     assert main(["train", str(path), "--quiet", "--resume"]) == 0
     assert files(run / "bank") == before
+
+
+def weights_of(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+
+def test_a_frozen_policy_keeps_its_weights_while_versions_are_tested(recipe, tmp_path):
+    held = {"evaluation.before": False, "evaluation.after": False, "training.learning_rate": 0.01}
+    path = recipe(**{"skills.frozen_steps": "all", "training.weight_decay": 0.1, **held})
+    assert main(["train", str(path), "--quiet"]) == 0
+    assert torch.equal(weights_of(tmp_path / "run" / "model"), weights_of(tmp_path / "model"))
+    assert versions(tmp_path / "run" / "bank") == ["v0", "v1"]
+
+
+def test_skill_first_moves_the_weights_when_the_bank_is_done(recipe, tmp_path):
+    """As many updates as `training.steps` less those that were held; the optimizer knows of no others."""
+    held = {"evaluation.before": False, "evaluation.after": False, "training.learning_rate": 0.01}
+    order = {"skills.frozen_steps": 2, "skills.last_step": 2, "training.save_every": 1}
+    path = recipe(**{"training.keep_checkpoints": 9, "training.steps": 4, **order, **held})
+    assert main(["train", str(path), "--quiet"]) == 0
+    before = weights_of(tmp_path / "model")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    moved = [not torch.equal(weights_of(checkpoints / f"checkpoint-{n}"), before) for n in (1, 2, 3, 4)]
+    assert moved == [False, False, True, True]
+    state = torch.load(checkpoints / "checkpoint-4" / "optimizer.pt", weights_only=True)["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {2}
+
+
+def test_the_policy_writes_its_own_skills_and_a_resumed_run_hears_the_same(recipe, tmp_path):
+    keep = {"training.save_every": 1, "training.keep_checkpoints": 3, "training.learning_rate": 0.01}
+    own = {"skills.creator": "policy", "skills.policy": {"temperature": 1.0, "max_tokens": 8}}
+    quick = {"skills.groups": 2, "evaluation.before": False, "evaluation.after": False}
+    path = recipe(**{**own, **quick, **keep})
+    assert main(["train", str(path), "--quiet"]) == 0
+    run = tmp_path / "run"
+    whole, before = (run / "model" / "model.safetensors").read_bytes(), figures(run)
+    state = json.loads((run / "checkpoints" / "checkpoint-3" / "threefold_skills.json").read_text())
+    # A model of random weights answers no JSON: it was asked, refused in words, and training went on.
+    assert state["counts"]["analyst refused"] >= 2
+    assert any("analyst" in event["text"] for event in state["events"])
+    shutil.rmtree(run / "checkpoints" / "checkpoint-3")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-2")
+    assert main(["train", str(path), "--quiet", "--resume"]) == 0
+    assert (run / "model" / "model.safetensors").read_bytes() == whole
+    assert figures(run) == before
+
+
+def test_a_retrieval_memory_shows_one_success_of_a_like_task(recipe, tmp_path):
+    memory = {"skills.creator": "memory", "skills.auto_accept": True, "skills.retrieve": 1}
+    size = {"skills.capacity": 16, "environment.options": {"turns": 3}, "training.group_size": 8}
+    path = recipe(**{**memory, **size, "environment.name": f"{__name__}:Easy", "evaluation.after": False})
+    assert main(["train", str(path), "--quiet", "evaluation.before=false"]) == 0
+    played = [e.trajectory for e in episodes(tmp_path / "run") if e.step > 1]
+    shown = {e.opening.text.count("<skill name=") for e in played}
+    assert shown == {1}
+    assert all(name.startswith("memory-") for e in played for turn in e.turns for name in turn.skills)
 
 
 @pytest.mark.slow

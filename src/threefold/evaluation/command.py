@@ -98,9 +98,10 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> d
             "name another one with environment.name=..."
         )
     bank, split = _bank(options, recipe), options.split or recipe.environment.test_split
-    own = _limited(named_environment(recipe), options).with_bank(bank)
+    retrieve = recipe.skills.retrieve
+    own = _limited(named_environment(recipe), options).with_bank(bank, retrieve)
     # Everything is refused before the first episode.
-    swapped = [_swapped(options, words).with_bank(bank) for words in options.swap]
+    swapped = [_swapped(options, words).with_bank(bank, retrieve) for words in options.swap]
     tokenizer = load_tokenizer(
         folder or recipe.model.name,
         revision=None if folder else recipe.model.revision,

@@ -33,6 +33,8 @@ class Settings:
     """No creation before the end of this step ("policy first")."""
     last_step: int | None = None
     """No creation after this step ("skill first", with the policy frozen until then)."""
+    retrieve: int | None = None
+    """Skills shown at the start of an episode, those most like its task; None shows all (the paper)."""
     auto_accept: bool = False
     """Ablation: a bundle becomes the bank untested; one every `period` steps, as many as a test would let
     through."""
@@ -49,6 +51,8 @@ class Settings:
                 f"min_reservoir {self.min_reservoir} exceeds the reservoir's capacity {self.reservoir}: no "
                 "skill would ever be made"
             )
+        if self.retrieve is not None and self.retrieve < 1:
+            raise ValueError(f"retrieve {self.retrieve} shows no skill; give at least 1, or None for all")
         self.new_test(math.inf)
 
     def new_test(self, estimated: float) -> VersionTest:

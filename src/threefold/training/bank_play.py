@@ -53,7 +53,7 @@ class BankPlay:
         else:
             self._banks_B = [self.evolution.bank] * len(starts)
         self._seconds = time.perf_counter() - begun
-        return skilled(make, self._banks_B)
+        return skilled(make, self._banks_B, self.evolution.settings.retrieve)
 
     def stamped(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
         """The episodes with the version that each was played under."""

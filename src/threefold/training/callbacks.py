@@ -46,6 +46,23 @@ class StopOnInterrupt(TrainerCallback):
         return control
 
 
+class HoldWeights(TrainerCallback):
+    """The weights do not move in the first so many optimizer updates: a bank evolves under a frozen policy.
+
+    Gradients are thrown away before the optimizer's step, so neither weights nor its moments change, and
+    weight decay does nothing. The schedule of the learning rate runs on.
+    """
+
+    def __init__(self, updates: int) -> None:
+        self.updates = updates
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        if state.global_step < self.updates:
+            optimizer.zero_grad(set_to_none=True)
+
+
 class Progress(TrainerCallback):
     """Hands each logged step to the console."""
 

@@ -21,7 +21,7 @@ from threefold.training.console import Console
 from threefold.training.loggers import group_metrics, set_places
 from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
-from threefold.training.skills import build_evolution, check_skills
+from threefold.training.skills import build_evolution, check_skills, join_policy
 from threefold.training.trl_config import peft_config, trl_config, weights_dtype
 from threefold.training.warm_start import check_warm_start, warm_started
 from threefold.training.work import Episodes, Work, work_of
@@ -197,6 +197,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         skills=skills,
         **prepared.work.trainer_options(),
     )
+    join_policy(recipe, trainer)
     updates = recipe.training.updates_per_step
     group_metrics(trainer, run.path)
     trainer.remove_callback(PrinterCallback)

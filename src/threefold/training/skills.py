@@ -19,12 +19,15 @@ from threefold.skills.chat_creator import ChatCreator
 from threefold.skills.command import read_bank_or_skills
 from threefold.skills.creator import Creation, Creator, Evidence, Gate
 from threefold.skills.evolution import Evolution
+from threefold.skills.memory_creator import MemoryCreator
 from threefold.skills.offline_creator import OfflineCreator
 from threefold.skills.placebo_creator import PlaceboCreator
 from threefold.skills.placement import render
 from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
 from threefold.skills.store import drop_versions
+from threefold.training.callbacks import HoldWeights
+from threefold.training.policy_writer import PolicyChat
 
 BANK_FOLDER = "bank"
 """Folder of a run's bank versions."""
@@ -79,7 +82,8 @@ def tokens_to_come(recipe: Recipe, tokenizer: Any) -> int:
     """Tokens of the general skills that a creator may still add, each of the greatest length: what prompts
     must have room for."""
     section = recipe.skills
-    room = section.capacity - len(initial_bank(recipe).skills)
+    shown = min(section.capacity, section.retrieve or section.capacity)
+    room = shown - len(initial_bank(recipe).skills)
     if section.creator == "none" or room <= 0:
         return 0
     words = ("open it before you go on and then look around " * 12)[: Gate().length - 40].strip()
@@ -131,7 +135,8 @@ def build_evolution(
         settings_of(recipe),
         seed=recipe.run.seed,
         root=run / BANK_FOLDER,
-        executor=executor,
+        # The policy cannot write while it is updated: it does so before the next rollouts.
+        executor=None if recipe.skills.creator == "policy" else executor,
     )
 
 
@@ -139,6 +144,11 @@ def _creator(recipe: Recipe, gate: Gate, run: Path) -> Creator:
     section = recipe.skills
     if section.creator == "placebo":
         return PlaceboCreator()
+    if section.creator == "memory":
+        return MemoryCreator()
+    if section.creator == "policy":
+        policy = _Asked(PolicyChat(), section.policy.temperature, section.policy.max_tokens)
+        return ChatCreator(policy, gate, workers=1)
     if section.creator == "offline":
         return OfflineCreator(gate, deletions=section.deletions)
     if section.chat is not None:
@@ -146,6 +156,18 @@ def _creator(recipe: Recipe, gate: Gate, run: Path) -> Creator:
         chat = _Asked(answers, section.chat.temperature, section.chat.max_tokens)
         return ChatCreator(chat, gate, workers=section.chat.concurrency)
     return nobody
+
+
+def join_policy(recipe: Recipe, trainer: Any) -> None:
+    """What skills and weights have to do with each other beside the prompts: a policy that writes its skills
+    itself is handed to their creator, and one that is frozen for a while is held."""
+    chat = getattr(trainer.skills.creator, "chat", None) if trainer.skills is not None else None
+    if isinstance(chat, _Asked) and isinstance(chat.chat, PolicyChat):
+        chat.chat.bind(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class)
+    steps = recipe.skills.frozen_steps
+    if steps:
+        frozen = recipe.training.steps if steps == "all" else steps
+        trainer.add_callback(HoldWeights(frozen * recipe.training.updates_per_step))
 
 
 def nobody(evidence: Evidence) -> Creation:

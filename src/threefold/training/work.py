@@ -270,7 +270,7 @@ class Episodes:
         return len(self.train), len(self.test)
 
     def first_prompt(self) -> str:
-        environment = self.environment.with_bank(self.bank)
+        environment = self.environment.with_bank(self.bank, self.recipe.skills.retrieve)
         ids = environment.opening(self.tokenizer, self.train[0], self.recipe.run.seed)
         return self.tokenizer.decode(ids)
 
@@ -301,7 +301,7 @@ class Episodes:
                     sessions(sampler, SamplingParameters(limits.turn_tokens, temperature)),
                     self.tokenizer,
                     self.test,
-                    self.environment.with_bank(self.bank).make,
+                    self.environment.with_bank(self.bank, self.recipe.skills.retrieve).make,
                     limits=limits,
                     temperature=temperature,
                     samples=samples,
@@ -348,7 +348,7 @@ def _episodes(recipe: Recipe) -> Episodes:
             f"environment {environment.name}: task {min(shared)!r} is in both splits, so nothing is held out"
         )
     bank = initial_bank(recipe) if recipe.skills.on else None
-    played, reserve = environment.with_bank(bank), tokens_to_come(recipe, tokenizer)
+    played, reserve = environment.with_bank(bank, recipe.skills.retrieve), tokens_to_come(recipe, tokenizer)
     longest = max(
         played.check(tokenizer, context, train, recipe.run.seed, reserve=reserve),
         played.check(tokenizer, context, test, evaluation.seed, reserve=reserve),
