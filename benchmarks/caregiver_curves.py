@@ -261,7 +261,7 @@ def page_text(
     versions = ", ".join(f"{k} {v}" for k, v in study["environment"]["versions"].items())
     parts = [
         "# Care dialogues: T²-GRPO, GDPO and GRPO on one budget",
-        " ".join(verdict(study["comparisons"], arms)),
+        "\n".join(f"* {sentence}" for sentence in verdict(study["comparisons"], arms)),
         f"`{study['command']}`",
         study["environment"].get("scope", ""),
         f"{study['budget']} {_cost(found)} {study['environment']['machine']['processor']}; {versions}.",
