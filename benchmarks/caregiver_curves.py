@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with ThreadPoolExecutor(options.at_once) as pool:
                 done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
-    command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--report-only"]
+    command = " ".join(["python benchmarks/caregiver_curves.py", *words])  # the one that made the cells
     write(options, command)
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
