@@ -372,6 +372,7 @@ def _bench(commands: Any) -> None:
         "group": "episodes of a prompt (default 8)",
         "turns": "turns of a dialogue (default 4)",
         "rounds": "turns of each arm that count (default 3)",
+        "micro-batch": "rows of TRL's micro-batches (default: the episodes of one prompt)",
         "warm-up": "turns before that, which do not (default 1)",
         "seed": "of prompts and completions (default 0)",
         "threads": "CPU threads (default: torch's choice)",

@@ -29,8 +29,8 @@ def test_the_gradients_of_both_arms_are_equal() -> None:
         assert [len(seconds) for seconds in cell.seconds.values()] == [1, 1]
 
 
-def test_with_gradient_checkpointing_too() -> None:
-    cell = update.compare("", Options(**{**vars(TINY), "gradient_checkpointing": True}))
+def test_with_gradient_checkpointing_and_other_micro_batches_too() -> None:
+    cell = update.compare("", Options(**{**vars(TINY), "gradient_checkpointing": True, "micro_batch": 2}))
     assert 0 < cell.figures["gradients_apart"] < 1e-5
 
 
@@ -160,6 +160,8 @@ def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert "there is no bench 'upate'; choose from update, step" in capsys.readouterr().err
     assert main(["bench", "credit", "--group", "1"]) == 2
     assert "group must be at least 2, got 1" in capsys.readouterr().err
+    assert main(["bench", "update", "--quick", "--micro-batch", "3"]) == 2
+    assert "micro_batch 3 does not divide a step's 8 episodes" in capsys.readouterr().err
     assert main(["bench", "credit", "--quick", "--baseline", str(tmp_path)]) == 2
     assert "run `threefold bench credit --output" in capsys.readouterr().err
 

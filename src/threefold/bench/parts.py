@@ -58,10 +58,11 @@ def text_of(tokenizer: Any, tokens: int, seed: int) -> str:
 
 
 def config(options: Options, **others: Any) -> Any:
-    """A `GRPOConfig` of one update: plain SGD, no KL term, micro-batches of one group's size."""
+    """A `GRPOConfig` of one update by plain SGD, without a KL term."""
     import torch
     from trl import GRPOConfig
 
+    rows = options.micro_batch or options.group
     return GRPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=not torch.cuda.is_available(),
@@ -75,8 +76,8 @@ def config(options: Options, **others: Any) -> Any:
         learning_rate=1e-6,
         max_grad_norm=0.0,
         seed=options.seed,
-        per_device_train_batch_size=options.group,
-        gradient_accumulation_steps=options.groups,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=options.groups * options.group // rows,
         num_generations=options.group,
         max_completion_length=options.completion,
         max_steps=1,

@@ -28,6 +28,8 @@ class Options:
     groups: int = 2
     group: int = 8
     """Episodes of a prompt, G."""
+    micro_batch: int | None = None
+    """Rows of TRL's micro-batches; None for the episodes of one prompt. Halve it where memory runs out."""
     turns: int = 4
     """Turns of a dialogue."""
     dead: float = 0.0
@@ -47,6 +49,10 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.group < 2:
             raise ValueError(f"group must be at least 2, got {self.group}: advantages compare its members")
+        if self.micro_batch is not None and self.groups * self.group % self.micro_batch:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide a step's {self.groups * self.group} episodes"
+            )
         if not 0 <= self.dead <= 1:
             raise ValueError(f"dead is a share from 0 to 1, got {self.dead}")
 

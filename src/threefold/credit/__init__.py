@@ -25,10 +25,11 @@ from torch import Tensor
 
 Signal = Literal["policy", "base", "ablated_answer", "self_certainty", "reference_answer"]
 """A measurement on a model, by what it costs: "policy" (one forward without gradient: log-probabilities and
-entropies; free where TRL computes old log-probabilities anyway), "base" (one forward of the frozen initial
-model), "ablated_answer" (one short forward of the answers without their reasoning; implies "policy"),
-"self_certainty" (comes with the policy's forward, which then is always made) and "reference_answer" (one
-forward with the task's true answer in place of the episode's, and a short one without reasoning)."""
+entropies; free where TRL computes old log-probabilities anyway, or our sampler drew the tokens), "base" (one
+forward of the frozen initial model), "ablated_answer" (one short forward of the answers without their
+reasoning; implies "policy"), "self_certainty" (comes with the policy's forward, which then is always made)
+and "reference_answer" (one forward with the task's true answer in place of the episode's, and a short one
+without reasoning)."""
 
 
 @dataclass(frozen=True)
