@@ -17,7 +17,7 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class Stopwatch:
     """Processor seconds by what they were spent on; what is inside of something else counts for itself."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._inside = [0.0]
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     watch, episodes = Stopwatch(), []
 
     def timed_environment() -> Any:
-        made = environment.make()
+        made: Any = environment.make()
         made.judge = TimedJudge(made.judge, watch)
         for part in ("open", "reply"):
             setattr(made.patient, part, watch.timed("patient", getattr(made.patient, part)))
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             for group, task in enumerate(tasks[number * groups : (number + 1) * groups], number * groups)
             for member in range(size)
         ]
-        session = sampler.session(parameters, seed=number)
+        session: Any = sampler.session(parameters, seed=number)
         session.turn = watch.timed("generation", session.turn)
         played = watch.timed("driver", run_episodes)
         episodes += played(starts, timed_environment, session, tokenizer, limits=environment.limits)

@@ -84,7 +84,8 @@ BETTER = {
     "turns": ("turns of a dialogue", 0),
 }
 """What the page's first sentences speak of: its name, and which way is better (0: neither)."""
-AGAINST = "grpo"
+AGAINST = {"grpo": "GRPO", "t2grpo": "T²-GRPO"}
+"""Arms that the others are compared with, and how sentences call them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with ThreadPoolExecutor(options.at_once) as pool:
                 done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
-    command = " ".join(["python benchmarks/caregiver_curves.py", *(sys.argv[1:] if argv is None else argv)])
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--report-only"]
+    command = " ".join(["python benchmarks/caregiver_curves.py", *words])  # the one that made the cells
     write(options, command)
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
@@ -203,24 +205,25 @@ def _read(path: Path) -> Any:
 
 
 def compare(found: Mapping[tuple[str, int], Mapping[str, Any]], arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Each arm less GRPO, and each arm less where it began, by seed and scenario."""
+    """Each arm less those of `AGAINST`, and less where it began, by seed and scenario."""
     comparisons = []
     for arm in arms:
         for score in SCORES:
+            mine = [(seed, cell) for (a, seed), cell in found.items() if a == arm]
             pairs = {
-                AGAINST: [
-                    (cell, found.get((AGAINST, seed))) for (a, seed), cell in found.items() if a == arm
-                ],
-                "before": [(cell, _start(found, seed)) for (a, seed), cell in found.items() if a == arm],
+                other: [(cell, found.get((other, seed))) for seed, cell in mine]
+                for other in AGAINST
+                if other != arm
             }
+            pairs["before"] = [(cell, _start(found, seed)) for seed, cell in mine]
             for other, sides in pairs.items():
-                base = "after" if other == AGAINST else "before"
+                base = "before" if other == "before" else "after"
                 rows = [
                     np.subtract(cell["after"][score], against[base][score])
                     for cell, against in sides
                     if against and score in cell["after"] and score in (against[base] or {})
                 ]
-                if rows and arm != other:
+                if rows:
                     value = crossed_bootstrap(rows)
                     comparisons.append(
                         {
@@ -261,7 +264,7 @@ def page_text(
     versions = ", ".join(f"{k} {v}" for k, v in study["environment"]["versions"].items())
     parts = [
         "# Care dialogues: T²-GRPO, GDPO and GRPO on one budget",
-        " ".join(verdict(study["comparisons"], arms)),
+        "\n".join(f"* {sentence}" for sentence in verdict(study["comparisons"], arms)),
         f"`{study['command']}`",
         study["environment"].get("scope", ""),
         f"{study['budget']} {_cost(found)} {study['environment']['machine']['processor']}; {versions}.",
@@ -272,8 +275,8 @@ def page_text(
     if study["missing"]:
         parts.append(f"**Not complete:** {', '.join(study['missing'])} are missing.")
     parts += ["## Held-out scenarios, after training", _levels(found, arms)]
-    for other, title in ((AGAINST, "Against GRPO, paired"), ("before", "Against the start, paired")):
-        parts += [f"## {title}", _differences(study["comparisons"], other)]
+    for other, called in {**AGAINST, "before": "the start"}.items():
+        parts += [f"## Against {called}, paired", _differences(study["comparisons"], other)]
     parts += ["## Over training, first and last fifth of the steps", _ends(found, arms)]
     parts += [f"![{label}]({name}-{metric.replace('/', '-')}.svg)" for metric, label in CURVES.items()]
     parts.append(
@@ -285,10 +288,11 @@ def page_text(
 
 
 def verdict(comparisons: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> list[str]:
-    """A sentence on what training did to each arm, and one on each arm beside GRPO, whichever way it fell."""
+    """What training did to each arm, and each arm beside those of `AGAINST`, whichever way it fell."""
     sentences = []
     for arm in arms:
-        for other, against in (("before", "From its start"), (AGAINST, "Beside GRPO")):
+        for other, against in {"before": "From its start", **AGAINST}.items():
+            against = against if other == "before" else f"Beside {against}"
             mine = {c["score"]: c for c in comparisons if (c["arm"], c["against"]) == (arm, other)}
             said: dict[str, list[str]] = {"better": [], "worse": [], "more": [], "fewer": [], "": []}
             for score, (name, better) in BETTER.items():
