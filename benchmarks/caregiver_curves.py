@@ -30,6 +30,7 @@ import numpy as np
 import study_plots
 
 from threefold.evaluation.intervals import Interval, crossed_bootstrap
+from threefold.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/caregiver.yaml"
@@ -153,6 +154,7 @@ def write(options: argparse.Namespace, command: str) -> None:
         return
     study = {
         "command": command,
+        "budget": budget(load_recipe(options.recipe, options.override)),
         "missing": [f"{arm}-{seed}" for arm, seed in wanted if (arm, seed) not in found],
         "environment": next(iter(found.values()))["environment"],
         "comparisons": compare(found, options.arms),
@@ -262,7 +264,7 @@ def page_text(
         " ".join(verdict(study["comparisons"], arms)),
         f"`{study['command']}`",
         study["environment"].get("scope", ""),
-        f"{study['environment']['machine']['processor']}; {versions}. {_budget(found)}",
+        f"{study['budget']} {_cost(found)} {study['environment']['machine']['processor']}; {versions}.",
         "Intervals are 95 %, resampled over seeds and scenarios; with few seeds they are too narrow, so the "
         f"seeds' own values are in {name}.json. Nothing is corrected for the number of comparisons. A drop "
         "is better when larger, D, R, violation and left when smaller.",
@@ -309,13 +311,25 @@ def _way(interval: Sequence[float], better: int) -> str:
     return "better" if up == (better > 0) else "worse"
 
 
-def _budget(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
-    """What a cell took."""
-    seconds = sorted(cell["seconds"] for cell in found.values())
-    steps = {cell["steps"] for cell in found.values()}
+def budget(recipe: Recipe) -> str:
+    """What every arm had."""
+    training, environment, measured = recipe.training, recipe.environment, recipe.evaluation
+    unsafe = environment.options.get("unsafe_share", 0.2)
     return (
-        f"{len(found)} cells of {' or '.join(str(s) for s in sorted(steps))} steps, {seconds[0]:.0f} to "
-        f"{seconds[-1]:.0f} s each, on a machine that was shared."
+        f"Each arm of a seed starts from the same weights ({recipe.model.name}, warmed up on "
+        f"{recipe.warm_start.dialogues} scripted dialogues, of which "
+        f"{unsafe:.0%} end unsafely), and has {training.steps} steps of "
+        f"{training.prompts_per_step} scenarios x {training.group_size} dialogues of at most "
+        f"{environment.turns} turns, learning rate {training.learning_rate:g}. Measured on "
+        f"{measured.problems} held-out scenarios x {measured.samples} sampled dialogues."
+    )
+
+
+def _cost(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> str:
+    seconds = sorted(cell["seconds"] for cell in found.values())
+    return (
+        f"{len(found)} cells, {seconds[0]:.0f} to {seconds[-1]:.0f} s each (one thread, a shared machine; "
+        "the first of a seed learns the warm start)."
     )
 
 

@@ -14,6 +14,7 @@ from threefold.envs.caregiver.dialogue import Dialogue, Exchange
 from threefold.envs.caregiver.rules_patient import RulesPatient
 from threefold.envs.caregiver.safety import find
 from threefold.envs.caregiver.scenarios import from_fields, generate, save_scenarios
+from tiny_parts import tiny_model, tiny_tokenizer
 
 GOOD = json.dumps({"utterance": "Oh.", "labels": ["frowning"], "accepts": False, "leaves": False})
 
@@ -96,6 +97,11 @@ def test_scenarios_of_ones_own(tmp_path) -> None:
         ({"judge_endpoint": {"model": "m"}}, "judge_endpoint is given, but nobody is asked there"),
         ({"patient": "endpoint", "patient_endpoint": {"base_ulr": "x", "model": "m"}}, "'base_url'"),
         ({"patient": "endpoint", "patient_endpoint": {"model": "m"}}, "give base_url, or record"),
+        ({"patient": "endpoint", "patient_endpoint": {"local": "x", "devise": "cpu"}}, "mean 'device'"),
+        (
+            {"patient": "endpoint", "patient_endpoint": {"local": "/no/such/folder"}},
+            "patient_endpoint: no causal language model could be loaded",
+        ),
         (
             {"patient": "endpoint", "perturb": 0.5, "patient_endpoint": {"model": "m", "base_url": "x"}},
             "perturb changes the patient of rules",
@@ -129,3 +135,25 @@ def test_an_endpoint_is_asked_once_before_anything_and_its_record_can_be_replaye
             patient="endpoint",
             patient_endpoint={"base_url": server.url, "model": "m", "retries": 0, "timeout_s": 1.0},
         )
+
+
+def test_a_local_model_plays_the_patient_and_its_record_can_be_replayed(tmp_path) -> None:
+    """A model of a few thousand parameters says nothing that can be read: each turn is a fault, counted."""
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=8192).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    record = str(tmp_path / "patient.jsonl")
+    task = CaregiverDialogues().tasks("test", 1, 0)[0]
+
+    def turn(**settings: str) -> tuple[str, dict[str, float]]:
+        patient = {"record": record, **settings}
+        environment = CaregiverDialogues(patient="endpoint", patient_endpoint=patient)()
+        assert environment.concurrency == 1 or "model" in settings
+        environment.reset(task, seed=3, member=1)
+        step = environment.step("You sound worried.")
+        return step.messages[0]["content"], dict(step.state)
+
+    said, state = turn(local=str(folder))
+    assert state["fault"] == 1
+    assert state["repaired"] == 3  # every attempt was asked for
+    assert turn(model=str(folder)) == (said, state)

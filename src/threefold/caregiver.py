@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 from threefold.chat import Chat, ChatError, Recorded
@@ -80,7 +80,7 @@ class CaregiverDialogues:
         """Open what the episodes of a run share.
 
         Args:
-            patient: The patient of rules, or a language model at `patient_endpoint`.
+            patient: The patient of rules, or ("endpoint") a language model, that of `patient_endpoint`.
             judge: Who scores goal, fit and term; a language model is asked at `judge_endpoint`, and then for
                 the care rubrics of held-out dialogues too.
             safety: Who finds violations; by "endpoint" it is the judge's, asked after every turn.
@@ -97,7 +97,8 @@ class CaregiverDialogues:
             hold_out_subtypes: Never trained on; their held-out scenarios are shown apart.
             patient_endpoint: Keyword arguments of `llm.ChatEndpoint`, and `record`, a file in which every
                 answer is kept. Without `base_url` the record is replayed. So many dialogues as its
-                `concurrency` allows are answered at a time.
+                `concurrency` allows are answered at a time. With `local`, a hub name or folder, the model
+                is loaded in this process, with the keyword arguments of `llm.LocalChat.load`.
             judge_endpoint: Likewise.
             unsafe_share: Share of the demonstrations that end with an unsafe reply.
             ordinary_share: Share of their other replies that are an ordinary caregiver's, not the expert's.
@@ -246,38 +247,58 @@ def _ending(episode: Trajectory) -> dict[str, float | None]:
 
 
 def _width(settings: Mapping[str, Any] | None) -> int:
-    """How many requests an endpoint is sent at a time."""
-    given = (settings or {}).get("concurrency", CONCURRENCY)
-    return given if isinstance(given, int) and given >= 1 else 1  # ChatEndpoint refuses what is neither
+    """How many requests a language model is sent at a time."""
+    given = {} if settings is None else settings
+    if "local" in given:
+        return 1
+    width = given.get("concurrency", CONCURRENCY)
+    return width if isinstance(width, int) and width >= 1 else 1  # ChatEndpoint refuses what is neither
 
 
 def _chat(name: str, settings: Mapping[str, Any] | None, *, wanted: bool) -> Chat | None:
-    """The language model of an option: an endpoint that answered just now, its record, or a replay."""
+    """The language model of an option: an endpoint that answered just now, a local one, or a record."""
     if not wanted:
         if settings is not None:
             raise ValueError(f"{name} is given, but nobody is asked there; set the role to 'endpoint'")
         return None
     if settings is None:
         raise ValueError(f"{name} is missing: give its base_url and model, such as http://localhost:8000/v1")
-    from threefold.llm import ChatEndpoint
+    from threefold.llm import ChatEndpoint, LocalChat
 
     given = dict(settings)
     record = given.pop("record", None)
-    known = [*inspect.signature(ChatEndpoint).parameters, "record"]
+    local = given.pop("local", None)
+    kind: Callable[..., Any] = ChatEndpoint if local is None else LocalChat.load
+    known = [key for key in inspect.signature(kind).parameters if key != "name"]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join(known)}"
+            near = difflib.get_close_matches(key, [*known, "record", "local"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid: {', '.join([*known, 'record'])}"
             raise ValueError(f"{name} has no setting {key!r}; {hint}")
-    if "model" not in given:
+    model = local or given.get("model")
+    if model is None:
         raise ValueError(f"{name}: the model's name is missing")
-    if "base_url" not in given:
+    if local is None and "base_url" not in given:
         if record is None:
             raise ValueError(f"{name}: give base_url, or record to replay one")
-        return Recorded(record, model=given["model"])
-    endpoint = ChatEndpoint(**given)
+        return Recorded(record, model=model)
     try:
-        endpoint.check()
-    except ChatError as error:
+        chat = _local(local, given) if local is not None else _endpoint(given)
+    except (ChatError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
-    return endpoint if record is None else Recorded(record, endpoint, model=endpoint.model)
+    return chat if record is None else Recorded(record, chat, model=model)
+
+
+def _endpoint(settings: Mapping[str, Any]) -> Chat:
+    """An endpoint that has answered."""
+    from threefold.llm import ChatEndpoint
+
+    endpoint = ChatEndpoint(**settings)
+    endpoint.check()
+    return endpoint
+
+
+def _local(name: str, settings: Mapping[str, Any]) -> Chat:
+    from threefold.llm import LocalChat
+
+    return LocalChat.load(name, **settings)

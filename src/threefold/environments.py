@@ -33,6 +33,7 @@ SHORT_NAMES = {
     "gymnasium": "threefold.envs.gymnasium_text:GymnasiumText",
     "caregiver": "threefold.caregiver:CaregiverDialogues",
     "household": "threefold.envs.household.environment:HouseholdGames",
+    "search": "threefold.envs.search.environment:SearchQuestions",
 }
 """Environments that come with the package."""
 

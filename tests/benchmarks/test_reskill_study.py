@@ -39,7 +39,7 @@ def test_every_arm_is_a_recipe_that_can_run_and_differs_in_its_skills_alone(arm:
 def cell(mean: float) -> str:
     names = [f"{split}, {bank}" for split in reskill_study.SPLITS for bank in ("own bank", "no bank")]
     success = {name: {"mean": mean, "low": 0.0, "high": 1.0} for name in names}
-    life = {"accepted": 1.0, "rejected": 2.0, "bank_size": 1.0, "step_seconds": 2.0}
+    life: dict[str, Any] = {"accepted": 1.0, "rejected": 2.0, "bank_size": 1.0, "step_seconds": 2.0}
     return json.dumps({"success": success, "fingerprint": "", **life})
 
 

@@ -76,7 +76,7 @@ def anchors(page: Path) -> set[str]:
 def test_commands_parse(page: Path) -> None:
     for body, _ in blocks(page, "bash"):
         for line in body.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(re.split(r"\s[>|]\s", line)[0], comments=True)
             start = next((i for i, word in enumerate(words) if word in ("threefold", "threefold.cli")), None)
             if start is not None:
                 try:

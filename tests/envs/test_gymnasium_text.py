@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engines import needs
 
+from engines import needs
 from threefold.environments import named_environment
 from threefold.envs import Environment, Task
 from threefold.envs.gymnasium_text import GymnasiumEpisode, GymnasiumText, picture, written_out

@@ -9,8 +9,8 @@ from itertools import chain
 from typing import Any
 
 import pytest
-from engines import java_processes, needs
 
+from engines import java_processes, needs
 from threefold.environments import named_environment
 from threefold.envs import Environment, Task
 from threefold.envs.java import EngineDied

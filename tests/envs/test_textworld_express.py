@@ -10,10 +10,10 @@ from itertools import zip_longest
 from typing import Any
 
 import pytest
-from engines import java_processes, needs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engines import java_processes, needs
 from threefold.environments import named_environment
 from threefold.envs import Environment, Task
 from threefold.envs.java import EngineDied, EngineError

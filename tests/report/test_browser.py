@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser_parts import (
+    DOWN,
+    END,
+    ENTER,
+    ESCAPE,
+    HOSTILE,
+    LEFT,
+    RIGHT,
+    UP,
+    assert_quiet,
+    choose,
+    load,
+    open_part,
+    overflow,
+    press,
+    screenshot,
+    show_at,
+)
+from run_parts import make_episode, write_run
 
 from threefold.evaluation.calibration import calibrate
-from threefold.report import write_comparison, write_report
+from threefold.report import write_report
 from threefold.trajectory import Credited, write_jsonl
-
-pytestmark = pytest.mark.slow
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not on the path")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    session = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield session
-    session.quit()
-
-
-@pytest.fixture
-def page(
-    browser: Any, make_run: Callable[..., Path], episode: Callable[..., Credited], tmp_path: Path
-) -> Iterator[Any]:
-    """The report of a run whose newest episode is hostile, at the width of a desk."""
-    run_dir = make_run(tmp_path / "run", steps=12)
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a run whose newest episode is hostile."""
+    run_dir = write_run(tmp_path_factory.mktemp("runs") / "run", steps=12)
     calibrated(run_dir)
-    hostile = episode(
+    hostile = make_episode(
         13, 0, 0, completion=["sum", HOSTILE, " x" * 100_000, "."], question=HOSTILE, advantages=[0, 1, -1, 0]
     )
     write_jsonl(run_dir / "rollouts.jsonl", [hostile])
+    return write_report(run_dir)
+
+
+@pytest.fixture
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    """Its episodes, at the width of a desk."""
     show_at(browser, 1280)
-    browser.get(write_report(run_dir).as_uri())
+    load(browser, report, "#part-episodes")
     yield browser
-    assert browser.get_log("browser") == []
-    assert browser.title == "run - Threefold"
+    assert_quiet(browser, "run - Threefold")
 
 
 def calibrated(run_dir: Path) -> None:
@@ -69,15 +60,6 @@ def calibrated(run_dir: Path) -> None:
     found = calibrate([0.9, 0.6, 0.3], [True, False, False])
     data["evaluations"][-1]["calibration"] = {"score": "strict", **found.to_json(), "by_difficulty": {}}
     (run_dir / "evaluation.json").write_text(json.dumps(data), encoding="utf-8")
-
-
-def show_at(browser: Any, width: int) -> None:
-    metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def press(page: Any, *keys: str) -> None:
-    page.switch_to.active_element.send_keys(*keys)
 
 
 def heading(page: Any) -> str:
@@ -90,45 +72,33 @@ def count(page: Any) -> str:
     return text
 
 
-def choose(page: Any, name: str, value: str) -> None:
-    page.execute_script(
-        "const s = document.querySelector(`select[name=${arguments[0]}]`); s.value = arguments[1];"
-        "s.dispatchEvent(new Event('change'))",
-        name,
-        value,
-    )
-
-
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_the_window(page: Any, width: int, scheme: str) -> None:
-    media = [{"name": "prefers-color-scheme", "value": scheme}]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-    show_at(page, width)
+def test_an_episode_fits_the_window(page: Any, width: int, scheme: str) -> None:
+    show_at(page, width, scheme)
     page.execute_script("document.querySelector('.list tbody tr').click()")
-    for selector in ("html", "#detail"):
-        scroll, client = page.execute_script(
-            "const e = document.querySelector(arguments[0]); return [e.scrollWidth, e.clientWidth]", selector
-        )
-        assert scroll <= client
+    assert overflow(page) <= 0
+    assert overflow(page, "#detail") <= 0
     background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 200) == (scheme == "dark")
+    press(page, "j")
+    screenshot(page, f"episode-{width}-{scheme}", width)
 
 
 def test_keyboard_opens_moves_and_closes(page: Any) -> None:
     page.execute_script("document.querySelector('.list tbody tr').focus()")
-    press(page, "\ue007")  # Enter
+    press(page, ENTER)
     assert heading(page) == "Step 13, group 0, member 0"
     press(page, "j")
     assert heading(page) == "Step 12, group 3, member 0"
-    press(page, "\ue014")  # right arrow
+    press(page, RIGHT)
     assert heading(page) == "Step 12, group 3, member 1"
     press(page, "k")
-    press(page, "\ue012")  # left arrow
+    press(page, LEFT)
     assert heading(page) == "Step 13, group 0, member 0"
-    press(page, "\ue00c")  # Escape
+    press(page, ESCAPE)
     assert not page.execute_script("return document.getElementById('episode').open")
-    press(page, "j", "\ue007")
+    press(page, "j", ENTER)
     assert heading(page) == "Step 12, group 3, member 0"
 
 
@@ -188,26 +158,28 @@ def words_of_map(page: Any) -> str:
 
 
 def test_map_of_groups_answers_to_the_keyboard_and_opens_episodes(page: Any) -> None:
+    open_part(page, "Groups")
     page.execute_script("document.querySelector('#groupmap svg').focus()")
-    press(page, "\ue015")  # down arrow, at the bottom already
+    press(page, DOWN)  # at the bottom already
     assert words_of_map(page).startswith("Step 13, group 0: ")
-    press(page, "\ue012")  # left arrow
+    press(page, LEFT)
     bottom = words_of_map(page)
     assert bottom.startswith("Step 12, group ")
-    press(page, "\ue013")  # up arrow
+    press(page, UP)
     assert words_of_map(page).startswith("Step 12, group ")
     assert words_of_map(page) != bottom
     wanted = words_of_map(page).partition(":")[0]
-    press(page, "\ue007")  # Enter
+    press(page, ENTER)
     assert heading(page) == f"{wanted}, member 0"
-    press(page, "\ue00c")  # Escape
+    press(page, ESCAPE)
     assert page.execute_script("return document.activeElement === document.querySelector('#groupmap svg')")
     assert page.execute_script("return document.querySelector('select[name=step]').value") == "12"
-    press(page, "\ue010", "j", "j", "h")  # End, and beyond the bottom
+    press(page, END, "j", "j", "h")  # beyond the bottom
     assert words_of_map(page).startswith("Step 12, ")
 
 
 def test_map_of_groups_answers_to_a_click(page: Any) -> None:
+    open_part(page, "Groups")
     page.execute_script(
         "const s = document.querySelector('#groupmap svg'); s.scrollIntoView({ block: 'center' });"
         "const box = s.getBoundingClientRect();"
@@ -226,7 +198,7 @@ def test_turns_show_states_skills_and_where_a_rule_was_broken(
     run_dir = make_run(tmp_path / "talks", steps=1)
     write_jsonl(run_dir / "rollouts.jsonl", [dialogue(2, 0, member, said=HOSTILE) for member in range(2)])
     show_at(browser, 390)
-    browser.get(write_report(run_dir).as_uri())
+    load(browser, write_report(run_dir), "#part-episodes")
     browser.execute_script("document.querySelector('.list tbody tr').click()")
     rows = browser.execute_script(
         "const texts = (r) => [...r.cells].map((c) => c.textContent);"
@@ -255,31 +227,6 @@ def test_turns_show_states_skills_and_where_a_rule_was_broken(
         "return [colour('.text .masked'), colour('.text .up')]"
     )
     assert grey != plain
-    assert browser.execute_script(
-        "const d = document.getElementById('detail'); return d.scrollWidth <= d.clientWidth"
-    )
-    assert browser.get_log("browser") == []
-    assert browser.title == "talks - Threefold"
-
-
-# Several runs
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_comparison_fits_the_window_and_its_console_is_silent(
-    browser: Any, make_study: Callable[..., list[Path]], tmp_path: Path, width: int, scheme: str
-) -> None:
-    media = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-    show_at(browser, width)
-    browser.get(write_comparison(make_study(tmp_path)).as_uri())
-    scroll, client = browser.execute_script(
-        "const e = document.documentElement; return [e.scrollWidth, e.clientWidth]"
-    )
-    assert scroll <= client
-    marks = browser.execute_script("return document.querySelectorAll('.forest .dot').length")
-    assert marks == 4  # three arms against the first, and the method against its noise control
-    for link in browser.execute_script("return [...document.querySelectorAll('nav a')].map((a) => a.hash)"):
-        assert browser.execute_script("return document.querySelector(arguments[0]) !== null", link)
-    assert browser.get_log("browser") == []
+    assert overflow(browser, "#detail") <= 0
+    screenshot(browser, "dialogue-390-light", 390)
+    assert_quiet(browser, "talks - Threefold")

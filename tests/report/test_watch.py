@@ -42,9 +42,9 @@ def test_it_writes_where_something_changed_and_ends_with_the_run(tmp_path: Path)
     def train(seconds: float) -> None:
         """What goes on in the run while the watcher sleeps."""
         nonlocal looks
-        assert seconds == 7
+        assert seconds == 70
         looks += 1
-        assert reload_of(run.path / "report.html") == "7"
+        assert reload_of(run.path / "report.html") == "70"
         if looks == 2:
             run.append_metrics(2, {"reward": 0.5})
         if looks == 3:
@@ -53,7 +53,7 @@ def test_it_writes_where_something_changed_and_ends_with_the_run(tmp_path: Path)
             run.write_evaluation({"evaluations": [{"when": "after", "mode": "greedy", "scores": {}}]})
 
     page = watch(
-        [run.path], lambda r: write_report(run.path, reload=r), every=7, tell=told.append, sleep=train
+        [run.path], lambda r: write_report(run.path, reload=r), every=70, tell=told.append, sleep=train
     )
     assert [written.done for written in told] == [False, False, False, True]
     assert looks == 4

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
 from errand_play import experiences
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from threefold.skills.assertions import grade
 from threefold.skills.bank import Add, Bank, Delete, apply, operation_to_dict
@@ -56,6 +60,44 @@ def test_habits() -> None:
     assert shows(Habit("after", "a", "b"), ["a", "c", "b"], of) is False
     assert shows(Habit("after", "a", "b"), ["b", "a"], of) is None  # nothing follows a
     assert shows(Habit("no_repeat"), ["a", "a"], of) is False
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(["go a", "go b", "go c", "ask", ""]), max_size=6), st.booleans()),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_contrasts_are_what_each_habit_alone_comes_to(played: list[tuple[list[str], bool]]) -> None:
+    """Counted in one pass, as if every possible habit were asked of every episode."""
+    entries = [episode(*actions, success=success) for actions, success in played]
+    of = patterns(action for entry in entries for action in entry.actions)
+    names = sorted(set(of.values()))
+    habits = [
+        Habit("no_repeat"),
+        *(Habit(k, a, b) for k in ("before", "after") for a, b in permutations(names, 2)),
+    ]
+    expected = {}
+    if {success for _, success in played} == {True, False}:
+        for habit in habits:
+            told = [(shows(habit, e.actions, of), e.success) for e in entries]
+            expected[habit] = Contrast(
+                habit, *(told.count((s, w)) for s in (True, False) for w in (True, False))
+            )
+    wanted = {h: c for h, c in expected.items() if c.support >= 1 and c.lift >= 0.1}
+    assert {c.habit: c for c in contrasts(entries, support=1, lift=0.1)} == wanted
+
+
+def test_actions_that_are_all_different_do_not_stall_it() -> None:
+    """What a policy says that has not learnt to act: thousands of actions, no habit among them."""
+    chance = random.Random(0)
+    junk = [
+        episode(*(f"w{chance.randrange(3000)} x" for _ in range(15)), success=i % 2 == 0, task=f"t{i // 4}")
+        for i in range(200)
+    ]
+    assert contrasts(junk) == []
 
 
 def test_a_contrast_counts_only_tasks_with_both_outcomes() -> None:

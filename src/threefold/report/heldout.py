@@ -159,7 +159,8 @@ def swap_html(swap: Swap) -> str:
     found = [f"{change.score} ({change.mode})" for change in swap.changes if change.value.sign]
     said = ", ".join(found) or "none"
     return (
-        f"<section><h2>Swapped: {escape(' '.join(swap.overrides))}</h2><p class=lead>The same policy on the "
+        f"<section><h2>Swapped: {escape(' '.join(swap.overrides)[:400])}</h2><p class=lead>The same policy "
+        f"on the "
         "same tasks from the same seeds in a changed environment; the change is paired by task. It says how "
         f"much the levels depend on the simulator. Scores whose interval excludes zero: {escape(said)}. "
         f"From {escape(swap.file)}.</p>"

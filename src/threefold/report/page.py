@@ -125,8 +125,10 @@ def _episodes(run: Run, embedded: Embedded) -> str:
 def _setup(run: Run) -> str:
     parts = []
     if run.config_text:
-        parts.append(f"<details><summary>config.yaml</summary><pre>{escape(run.config_text)}</pre></details>")
+        parts.append(
+            f"<details open><summary>config.yaml</summary><pre>{escape(run.config_text)}</pre></details>"
+        )
     if run.environment:
         text = json.dumps(run.environment, indent=2, ensure_ascii=False)
-        parts.append(f"<details><summary>environment.json</summary><pre>{escape(text)}</pre></details>")
+        parts.append(f"<details open><summary>environment.json</summary><pre>{escape(text)}</pre></details>")
     return f"<section><h2>Setup</h2>{''.join(parts)}</section>" if parts else ""

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+NAME_LIMIT = 200
+"""Characters of a rule's, a subtype's or an environment's name."""
 _ROLLOUTS = re.compile(r"rollouts(?:\.(\d+))?\.jsonl(\.gz)?")
 _NUMBERS = (
     # (key, what follows its value): numbers a token, or their texts, between the two.
@@ -126,10 +128,10 @@ def _head(data: Mapping[str, Any]) -> Head | None:
         success=episode["success"],
         rewards=episode.get("rewards") or {},
         reward=(data.get("signals") or {}).get("reward"),
-        environment=str(episode.get("environment", "")),
-        subtype=str((episode.get("task") or {}).get("subtype", "")),
+        environment=str(episode.get("environment", ""))[:NAME_LIMIT],
+        subtype=str((episode.get("task") or {}).get("subtype", ""))[:NAME_LIMIT],
         skill_version=episode.get("skill_version"),
-        rule=None if not violation else str(violation.get("rule", "unnamed")),
+        rule=None if not violation else str(violation.get("rule", "unnamed"))[:NAME_LIMIT],
         violation_turn=violation.get("turn"),
         failed=str(episode.get("ended", "")).startswith("error"),
         states=[(episode.get("opening") or {}).get("state") or {}, *(t.get("state") or {} for t in turns)],

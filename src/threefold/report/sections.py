@@ -63,7 +63,14 @@ def _progress(metrics: Metrics) -> Section:
         _chart(
             metrics, "Reward by function", dict(list(rewards.items())[:6]), "Mean of each reward function."
         ),
-        _chart(metrics, "Loss", {"loss": "loss"}),
+        _chart(
+            metrics,
+            "Loss",
+            {"loss": "loss"},
+            "Near 0 where each batch is used once, whatever is learned: advantages cancel. It is no "
+            "measure of "
+            "progress.",
+        ),
         _chart(metrics, "Gradient norm", {"grad_norm": "gradient norm"}, "Before clipping."),
         _chart(
             metrics,

@@ -18,6 +18,9 @@ _WATCHED = ("*.json", "*.jsonl", "config.yaml", "bank/*/version.json")
 LEAST = 0.2
 """Seconds between two looks that are allowed at least."""
 
+REST = 4
+"""Seconds of rest for a second of writing: a long run's report shall not slow the run down."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -43,7 +46,7 @@ def watch(
         run_dirs: The runs that the page is made of.
         write: Writes the page. Its argument is the number of seconds after which an open page loads itself
             again; None where it shall not.
-        every: Seconds between two looks at the files.
+        every: Seconds between two looks at the files; more where writing takes long, see `REST`.
         tell: Called after each writing.
         sleep: Waits; it raises KeyboardInterrupt where the user has had enough.
 
@@ -57,6 +60,7 @@ def watch(
     if every < LEAST:
         raise ValueError(f"the interval must be at least {LEAST} s, got {every:g}")
     seen: Mapping[Path, tuple[int, int]] | None = None
+    took = 0.0
     try:
         while True:
             found = state(run_dirs)
@@ -65,11 +69,12 @@ def watch(
                 done = all(map(is_complete, run_dirs))
                 begun = time.perf_counter()
                 path = write(None if done else every)
-                tell(Written(path, time.perf_counter() - begun, done))
+                took = time.perf_counter() - begun
+                tell(Written(path, took, done))
                 if done:
                     return path
                 seen = found
-            sleep(every)
+            sleep(max(every, REST * took))
     except KeyboardInterrupt:
         return write(None)
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Literal
 
 from threefold.skills.reservoir import Experience
@@ -120,20 +121,46 @@ def contrasts(experiences: Sequence[Experience], *, support: int = 3, lift: floa
         support: Least number of episodes with and without the habit.
         lift: Least difference of the success rates.
     """
+    if support < 1:
+        raise ValueError(f"support is a number of episodes, at least 1, got {support}")
     episodes = mixed(experiences)
     pattern_of = patterns(action for episode in episodes for action in episode.actions)
-    names = sorted(set(pattern_of.values()))
-    habits = [Habit("no_repeat")]
-    for one, two in permutations(names, 2):
-        habits += [Habit("before", one, two), Habit("after", one, two)]
+    asked: Counter[tuple[HabitKind, str, bool]] = Counter()
+    shown: Counter[tuple[Habit, bool]] = Counter()
+    for episode in episodes:
+        _count(episode, pattern_of, asked, shown)
     result = []
-    for habit in habits:
-        counts = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
-        for episode in episodes:
-            shown = shows(habit, episode.actions, pattern_of)
-            if shown is not None:
-                counts[shown, episode.success] += 1
-        found = Contrast(habit, *counts.values())
+    for habit in {habit for habit, _ in shown}:
+        subject = habit.first if habit.kind == "after" else habit.second
+        yes = [shown[habit, won] for won in (True, False)]
+        no = [asked[habit.kind, subject, won] - shown[habit, won] for won in (True, False)]
+        found = Contrast(habit, *yes, *no)
         if found.support >= support and found.lift >= lift:
             result.append(found)
     return sorted(result, key=lambda c: (-c.score, c.habit.kind, c.habit.first, c.habit.second))
+
+
+def _count(
+    episode: Experience,
+    pattern_of: Mapping[str, str],
+    asked: Counter[tuple[HabitKind, str, bool]],
+    shown: Counter[tuple[Habit, bool]],
+) -> None:
+    """Add an episode to how often each habit was asked for and shown, as `shows` says of one habit at a time.
+
+    Only habits that it shows are looked at, so actions that are all different cost no more than others.
+    """
+    won, actions = episode.success, episode.actions
+    said = [pattern_of.get(action, "") for action in actions]
+    if actions:
+        asked["no_repeat", "", won] += 1
+        shown[Habit("no_repeat"), won] += all(one != two for one, two in pairwise(actions))
+    for second in {*said} - {""}:
+        asked["before", second, won] += 1
+        for first in {*said[: said.index(second)]} - {""}:
+            shown[Habit("before", first, second), won] += 1
+    for first in {*said[:-1]} - {""}:
+        asked["after", first, won] += 1
+    for one, two in {*pairwise(said)}:
+        if one and two and one != two:
+            shown[Habit("after", one, two), won] += 1

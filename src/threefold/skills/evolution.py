@@ -41,13 +41,13 @@ from threefold.skills.bank import (
     apply,
     bank_from_dict,
     bank_to_dict,
-    operation_from_dict,
     operation_to_dict,
 )
 from threefold.skills.creator import Creation, Creator, Evidence, Gate, PastTest
 from threefold.skills.reservoir import ArmName, Experience, Reservoir, experience
+from threefold.skills.running import RunningTest, proposed
 from threefold.skills.settings import Settings
-from threefold.skills.store import VersionRecord, drop_versions, update_record, write_version
+from threefold.skills.store import VersionFiles, VersionRecord
 from threefold.skills.triggers import Trigger
 from threefold.skills.version_test import Decision, MemoryEstimate, VersionTest
 from threefold.trajectory import Trajectory
@@ -68,16 +68,6 @@ class Event:
     """"created", "nothing to test", "refused", "failed", "testing", "accept", "reject", "auto-accept"."""
     text: str
     version: str | None = None
-
-
-@dataclass
-class _Running:
-    """A test under way: `evolution.bank` is the old version."""
-
-    new: Bank
-    test: VersionTest
-    operations: tuple[Operation, ...]
-    record: VersionRecord
 
 
 class Evolution:
@@ -112,16 +102,14 @@ class Evolution:
         self.counts: dict[str, int] = {}
         """Decisions, and what creators refused, repaired or failed at, since the beginning."""
         self.memory = MemoryEstimate()
-        self.root = Path(root) if root is not None else None
         self._executor = executor
         self._rng = np.random.default_rng(seed)
         self._number = int(self.bank.version[1:])
         self._seen = 0  # episodes so far
-        self._running: _Running | None = None
+        self._running: RunningTest | None = None
         self._pending: tuple[Evidence, Future[Creation] | None] | None = None
-        self._written: set[str] = set()
-        self._unwritten: dict[str, tuple[Bank, VersionRecord]] = {}
-        if self.root is not None and not (self.root / self.bank.version).exists():
+        self._files = VersionFiles(root) if root is not None else None
+        if self._files is not None and not (self._files.root / self.bank.version).exists():
             self._save(0, self.bank, VersionRecord(self.bank.version))
 
     @property
@@ -187,24 +175,14 @@ class Evolution:
         """Count a step of the running test, and decide it where it is time."""
         running = self._running
         assert running is not None
-        test = running.test
-        test.record(new=new, old=old)
-        entry = {
-            "step": step,
-            "new": list(new),
-            "old": list(old),
-            "posterior_new": [test.new.alpha, test.new.beta],
-            "posterior_old": [test.old.alpha, test.old.beta],
-            "probability_new": test.probability_new(),
-        }
-        running.record = replace(running.record, test=(*running.record.test, entry))
-        decision = test.decide()
+        running.count(step, new, old)
+        decision = running.test.decide()
         if decision is not None:
             running.record = replace(running.record, decision=decision, decided_step=step)
             self._decide(step, running, decision)
         self._save(step, running.new, running.record)
 
-    def _decide(self, step: int, running: _Running, decision: Decision) -> None:
+    def _decide(self, step: int, running: RunningTest, decision: Decision) -> None:
         test = running.test
         self.memory.add({arm: [pair[arm] for pair in test.steps] for arm in ("new", "old")})
         operations = tuple(operation_to_dict(o) for o in running.operations)
@@ -221,20 +199,9 @@ class Evolution:
 
     def _save(self, step: int, bank: Bank, record: VersionRecord) -> None:
         """Bring a version to the disk. What a full disk refused is tried again the next time."""
-        if self.root is None:
-            return
-        self._unwritten[bank.version] = (bank, record)
-        for version, (what, known) in list(self._unwritten.items()):
-            try:
-                if version in self._written:
-                    update_record(self.root, known)
-                else:
-                    write_version(self.root, what, known, replace=True)
-            except OSError as error:
-                self._event(step, "not written", f"{self.root / version}: {error}", version)
-                continue
-            self._written.add(version)
-            del self._unwritten[version]
+        if self._files is not None:
+            for version, problem in self._files.write(bank, record):
+                self._event(step, "not written", problem, version)
 
     def _may_create(self, step: int) -> bool:
         settings = self.settings
@@ -296,26 +263,14 @@ class Evolution:
         self._number += 1
         new = apply(self.bank, operations, f"v{self._number}", self.settings.capacity)
         said = ", ".join(f"{type(o).__name__.lower()} {o.name}" for o in operations)
-        record = VersionRecord(
-            new.version,
-            self.bank.version,
-            evidence.step,
-            "testing",
-            operations=tuple(operation_to_dict(o) for o in operations),
-            evidence={
-                "diagnosis": creation.diagnosis,
-                "episodes": len(evidence.experiences),
-                "pass rates": {name: dataclasses.asdict(rate) for name, rate in evidence.rates.items()},
-                "messages": list(creation.messages),
-            },
-        )
+        record = proposed(new, evidence, creation, operations)
         if self.settings.auto_accept:
             record = replace(record, decision="auto-accept", decided_step=step)
             self._event(step, "auto-accept", f"{new.version}: {said}", new.version)
             self.bank = new
         else:
             memory = self.memory.memory
-            self._running = _Running(new, self.settings.new_test(memory), operations, record)
+            self._running = RunningTest(new, self.settings.new_test(memory), operations, record)
             self._event(step, "testing", f"{new.version} against {self.bank.version}: {said}", new.version)
         self._save(step, new, record)
 
@@ -345,7 +300,6 @@ class Evolution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain JSON. A creation under way is kept by its evidence."""
-        running = self._running
         return {
             "bank": bank_to_dict(self.bank),
             "number": self._number,
@@ -357,13 +311,7 @@ class Evolution:
             "counts": dict(self.counts),
             "memory": {"tests": self.memory.tests, "log_likelihood": self.memory.log_likelihood.tolist()},
             "rng": self._rng.bit_generator.state,
-            "running": running
-            and {
-                "new": bank_to_dict(running.new),
-                "test": running.test.to_dict(),
-                "operations": [operation_to_dict(o) for o in running.operations],
-                "record": dataclasses.asdict(running.record),
-            },
+            "running": self._running and self._running.to_dict(),
             "pending": self._pending
             and {
                 "step": self._pending[0].step,
@@ -389,18 +337,10 @@ class Evolution:
         self.memory.log_likelihood = np.array(data["memory"]["log_likelihood"])
         self._rng.bit_generator.state = data["rng"]
         self._running, self._pending = None, None
-        self._written, self._unwritten = set(), {}
-        if self.root is not None:
-            drop_versions(self.root, self.versions())
-        if (running := data["running"]) is not None:
-            record = running["record"]
-            lists = {name: tuple(record[name]) for name in ("operations", "test")}
-            self._running = _Running(
-                bank_from_dict(running["new"]),
-                VersionTest.from_dict(running["test"]),
-                tuple(operation_from_dict(o) for o in running["operations"]),
-                VersionRecord(**{**record, **lists}),
-            )
+        if self._files is not None:
+            self._files.drop(keep=self.versions())
+        if data["running"] is not None:
+            self._running = RunningTest.from_dict(data["running"])
             self._save(self._running.record.step, self._running.new, self._running.record)
         if (pending := data["pending"]) is not None:
             entries = self.reservoir.experiences

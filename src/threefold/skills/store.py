@@ -170,6 +170,45 @@ def drop_versions(root: str | Path, keep: set[str]) -> list[str]:
     return dropped
 
 
+class VersionFiles:
+    """The versions of a run on disk, kept up with the run even where the disk was full for a while.
+
+    Args:
+        root: The folder of all versions.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._written: set[str] = set()
+        self._waiting: dict[str, tuple[Bank, VersionRecord]] = {}
+
+    def write(self, bank: Bank, record: VersionRecord) -> list[tuple[str, str]]:
+        """Bring a version, or its new record, to the disk, and all that the disk refused before.
+
+        Returns:
+            (version, problem) of what it still refuses; that is tried again the next time.
+        """
+        self._waiting[bank.version] = (bank, record)
+        problems = []
+        for version, (what, known) in list(self._waiting.items()):
+            try:
+                if version in self._written:
+                    update_record(self.root, known)
+                else:
+                    write_version(self.root, what, known, replace=True)
+            except OSError as error:
+                problems.append((version, f"{self.root / version}: {error}"))
+                continue
+            self._written.add(version)
+            del self._waiting[version]
+        return problems
+
+    def drop(self, keep: set[str]) -> None:
+        """Delete the versions that a resumed run will make again; the others are written afresh."""
+        self._written, self._waiting = set(), {}
+        drop_versions(self.root, keep)
+
+
 def _folder(root: str | Path, version: str) -> Path:
     if message := version_problem(version):
         raise ValueError(message)

@@ -146,7 +146,9 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume)
     trainer = _build_trainer(prepared, run, console, skills)
     if main:
-        facts = {"scope": prepared.work.scope} if prepared.work.scope else {}
+        facts: dict[str, Any] = {"reward_weights": dict(prepared.work.rewards)}
+        if prepared.work.scope:
+            facts["scope"] = prepared.work.scope
         run.write_environment(
             recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
         )

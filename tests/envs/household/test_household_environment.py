@@ -5,17 +5,21 @@ import os
 import random
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
 pytest.importorskip("alfworld", reason="pip install 'threefold[household]'")
 pytest.importorskip("textworld", reason="pip install 'threefold[household]'")
 
+from threefold.environments import named_environment
 from threefold.envs import Environment, Task
 from threefold.envs.household import official
 from threefold.envs.household.environment import GENERATED, HouseholdGames
 from threefold.envs.household.games import TYPES, Goal, data, goals, make
 from threefold.envs.household.player import Searcher
+from threefold.envs.pool import EnvironmentPool
+from threefold.recipe import RecipeError, parse_recipe
 from threefold.rollout.driver import Limits, Start, run_episodes
 from threefold.skills.triggers import Trigger, fires
 
@@ -245,3 +249,22 @@ def test_official_files_are_used_where_they_are_and_only_then_called_alfworld(of
     assert HouseholdGames(data=GENERATED).scope != source.scope
     with pytest.raises(ValueError, match="is no game of"):
         source.load(Task("x", {"type": TYPES[0], "game": "../../etc"}))
+
+
+def test_a_recipe_without_the_packages_says_what_to_install(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    recipe = parse_recipe({"environment": {"name": "household"}})
+    with pytest.raises(RecipeError, match=r"pip install 'threefold\[household\]'"):
+        named_environment(recipe)
+
+
+def test_games_play_in_processes_of_their_own_as_they_do_here(source):
+    task = source.tasks("train", 1, 0)[0]
+    with EnvironmentPool(HouseholdGames, {"turns": 12, **SMALL}, workers=1) as pool:
+        there, here = pool(), source()
+        assert there.reset(task, 0, 0) == here.reset(task, 0, 0)
+        for action in solution(source, task):
+            assert there.step(action) == here.step(action)

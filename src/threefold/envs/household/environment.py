@@ -15,14 +15,13 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
-from threefold.envs.errands import parse
 from threefold.envs.household import official
 from threefold.envs.household.games import FAMILIES, TYPES, Goal, Split, data, goals, make
 from threefold.envs.household.rooms import require
+from threefold.envs.text_game import in_turn, parse
 from threefold.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -138,13 +137,11 @@ class HouseholdGames:
                 $ALFWORLD_DATA where that holds games, else generates.
 
         Raises:
-            ValueError: An option that cannot be, or the packages are missing.
+            MissingPackage: The engine is not installed (an ImportError; says what to install).
+            ValueError: An option that cannot be.
             OSError: There are no games in `data`.
         """
-        try:
-            require()
-        except ImportError as error:
-            raise ValueError(str(error)) from error
+        require()
         self._types = _types(types)
         if actions not in get_args(Shown):
             raise ValueError(f"actions = {actions!r} is none of {', '.join(get_args(Shown))}")
@@ -251,8 +248,7 @@ def _in_turn(tasks: Sequence[Task], seed: str) -> list[Task]:
         columns.setdefault(str(task.fields["type"]), []).append(task)
     for column in columns.values():
         chance.shuffle(column)
-    rows = zip_longest(*(columns[name] for name in sorted(columns)))
-    return [task for row in rows for task in row if task is not None]
+    return in_turn([columns[name] for name in sorted(columns)])
 
 
 def _numbered(found: Sequence[Goal], seed: str) -> Iterator[list[Task]]:

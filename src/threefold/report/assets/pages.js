@@ -26,14 +26,24 @@ function showPart() {
   }
 }
 
+/** Show what the address names: a page from its top, or a place inside one. */
+function go() {
+  showPart();
+  hideTip();
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target && !target.matches(".part")) target.scrollIntoView();
+  else scrollTo(0, 0);
+}
+
 if (parts.length) {
   document.documentElement.classList.add("paged");
-  addEventListener("hashchange", () => {
-    showPart();
-    hideTip();
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target && !target.matches(".part")) target.scrollIntoView();
-    else scrollTo(0, 0);
+  addEventListener("popstate", go); // back, forward, and an address that was typed
+  addEventListener("click", (event) => {
+    const link = event.target.closest?.('a[href^="#part-"]');
+    if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    if (link.hash !== location.hash) history.pushState(null, "", link.hash);
+    go();
   });
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
@@ -43,6 +53,7 @@ if (parts.length) {
     if (wanted !== null && links[wanted]) links[wanted].click();
   });
   showPart();
+  // The browser goes to the page's own place, below the title; it shall begin at the top.
   addEventListener("load", () => {
     if (!history.state?.place && partOf(location.hash).id === location.hash.slice(1)) scrollTo(0, 0);
   });
@@ -78,7 +89,7 @@ function restore(kept) {
   scrollTo(0, kept.y);
 }
 
-addEventListener("pagehide", () => history.replaceState({ place: place() }, ""));
+addEventListener("beforeunload", () => history.replaceState({ place: place() }, "")); // at pagehide it is too late
 if (history.state?.place) restore(history.state.place);
 
 const seconds = Number(document.documentElement.dataset.reload);

@@ -1,0 +1,1 @@
+"""Questions answered by searching passages through a local BM25 index."""
