@@ -232,4 +232,6 @@ def test_models_that_it_would_change_are_refused():
     assert why_not(recurrent) is not None
     experts = transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=2))
     assert "experts" in why_not(experts)
+    dropping = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, attention_dropout=0.1))
+    assert "dropout" in why_not(dropping)
     assert why_not(model_of("llama")) is None

@@ -18,8 +18,8 @@ AGENT, ENVIRONMENT = 24, 30
 
 
 def measure(options: Options) -> list[Cell]:
-    """Dialogues of the given number of turns, and of fewer and more."""
-    counts = sorted({1, options.turns, 10, 20}) if options.rounds > 1 else sorted({options.turns, 10})
+    """Dialogues of one turn, of the given number, and of ten."""
+    counts = sorted({1, options.turns, 10})
     return [compare(replace(options, turns=count)) for count in counts]
 
 

@@ -52,6 +52,10 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"layers of {type(model).__name__} read the keys and values of others"
     if getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None):
         return f"{type(model).__name__} routes tokens to experts, whose balance counts each repetition"
+    drops = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    in_attention = getattr(config, "attention_dropout", None)
+    if drops or in_attention:
+        return "dropout differs from row to row, and what is shared would have one draw of it"
     return None
 
 
