@@ -14,9 +14,9 @@ changed: delete its folder). Arms are run in the order given, all seeds of one b
     python benchmarks/reskill_study.py --seeds 0 --runs runs/smoke --results runs/smoke \\
         --override training.steps=2 warm_start.dialogues=64
 
-All arms of a seed start from the same warm-started weights (all seeds do with `--weights FOLDER`), see the same tasks in the same order with equally
-many episodes, and are measured on the same episodes. Intervals are bootstrapped over seeds: with five of them
-they are wide, and honest. Writes results/skills/study.json and study.md.
+All arms of a seed start from the same warm-started weights (all seeds do with `--weights FOLDER`), see the same
+tasks in the same order with equally many episodes, and are measured on the same episodes. Intervals are
+bootstrapped over seeds: with five of them they are wide, and honest. Writes results/skills/study.json and study.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ARMS: dict[str, list[str]] = {
         "skills.period=1",
         "skills.capacity=64",
     ],
-    "add-only": ["skills.auto_accept=true", "skills.deletions=false", "skills.capacity=16"],
+    "add-only": ["skills.auto_accept=true", "skills.deletions=false", "skills.capacity=6"],
     "auto-accept": ["skills.auto_accept=true"],
     "uniform": ["skills.uniform=true"],
     "reskill-paper": ["skills.confidence=null"],
@@ -68,8 +68,8 @@ ARMS: dict[str, list[str]] = {
 0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
 tests; "retrieval" shows the remembered success of the task that is most alike; "frozen" lets skills evolve
-and weights not, "skill-first" and "policy-first" one after the other. The paper's arm without assertions has no meaning here: the offline creator decides by contrasts, and
-keeps assertions for the record."""
+and weights not, "skill-first" and "policy-first" one after the other. The paper's arm without assertions has
+no meaning here: the offline creator decides by contrasts, and keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 
 

@@ -28,9 +28,9 @@ from browser_parts import (
     show_at,
     shown,
 )
+from care_runs import care_episode, write_bank, write_care_run, write_swap
 from run_parts import make_metrics, write_study
 
-from care_parts import care_episode, write_bank, write_care_run, write_swap
 from threefold.evaluation.calibration import calibrate
 from threefold.report import write_comparison, write_report
 from threefold.report.watch import watch

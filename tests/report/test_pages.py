@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from care_runs import SCOPE, write_bank, write_care_run, write_swap
 
-from care_parts import SCOPE, write_bank, write_care_run, write_swap
 from threefold.report import write_comparison, write_report
 from threefold.report.bank import read_bank
 from threefold.report.questions import Answer, answers, learning, safety, signal

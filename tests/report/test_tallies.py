@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from care_runs import care_episode, write_care_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from care_parts import care_episode, write_care_run
 from threefold.report.intervals import Moments, change, in_words, student
 from threefold.report.reading import Interval
 from threefold.report.records import Head, read_head, without_numbers
