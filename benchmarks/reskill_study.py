@@ -14,9 +14,10 @@ changed: delete its folder). Arms are run in the order given, all seeds of one b
     python benchmarks/reskill_study.py --seeds 0 --runs runs/smoke --results runs/smoke \\
         --override training.steps=2 warm_start.dialogues=64
 
-All arms of a seed start from the same warm-started weights (all seeds do with `--weights FOLDER`), see the same
-tasks in the same order with equally many episodes, and are measured on the same episodes. Intervals are
-bootstrapped over seeds: with five of them they are wide, and honest. Writes results/skills/study.json and study.md.
+All arms of a seed start from the same warm-started weights (all seeds do with `--weights FOLDER`), see the
+same tasks in the same order with equally many episodes, and are measured on the same episodes. Intervals are
+bootstrapped over seeds: with five of them they are wide, and honest. Writes study.json and study.md into
+results/skills.
 """
 
 from __future__ import annotations
