@@ -82,6 +82,8 @@ class Skills(BaseModel):
     """The weights do not move in the first so many steps, while skills evolve; "all" is the whole run."""
     auto_accept: bool = False
     uniform: bool = False
+    naming_credit: float | None = Field(None, gt=0)
+    """Weight of the credit of their own for tokens that name a skill (`credit.named_skills`); None is off."""
     assertions: bool = True
     triggers: bool = True
 
@@ -102,6 +104,8 @@ class Skills(BaseModel):
                 f"frozen_steps {self.frozen_steps!r} holds the weights while skills evolve, and nobody makes "
                 "any; name a creator"
             )
+        if self.naming_credit is not None and not self.on:
+            raise ValueError("naming_credit is for skills, and there are none: name a creator or a bank")
         if self.version is not None and self.bank is None:
             raise ValueError(f"version {self.version!r} is that of a bank; set bank too")
         return self

@@ -97,6 +97,10 @@ class CreditBatch:
     speak of it, such as GRPO and ISPO, do not see it: give them a reward function that penalises it."""
     violation_turn_B: Tensor | None = None
     """int64: the turn in which it did, -1 where it did not or the turn is unknown."""
+    named_skill_BT: Tensor | None = None
+    """int64: which of S skills a token of the agent names, -1 where none; None where nobody looked."""
+    shown_skill_BS: Tensor | None = None
+    """bool: the skill stood in the episode's prompt; None as above."""
 
 
 @dataclass(frozen=True)

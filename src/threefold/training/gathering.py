@@ -44,6 +44,7 @@ def gather_batch(
     truncated: list[bool],
     step: int,
     episodes: list[EpisodeTurns] | None,
+    skills: Mapping[str, Any],
 ) -> CreditBatch:
     """The batch of all processes' episodes, in the order of the gathered rewards.
 
@@ -57,6 +58,7 @@ def gather_batch(
         signals: Of this process's tokens.
         truncated: Of this process's episodes.
         step: Optimizer steps taken so far.
+        skills: The batch's fields about named skills (`naming`); on one process alone.
         episodes: The turns of all processes' episodes, where they were played against an environment.
     """
     device = mask_BT.device
@@ -76,4 +78,5 @@ def gather_batch(
         truncated_B=gather_rows(accelerator, torch.tensor(truncated, device=device)),
         step=step,
         **turns,
+        **skills,
     )

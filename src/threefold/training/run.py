@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from threefold.credit import CreditEstimator
+from threefold.credit.grpo import GRPO
+from threefold.credit.named_skills import NamedSkills
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
 from threefold.recipe_credit import BY_TURN, method_settings
@@ -81,6 +83,8 @@ def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
         credit = replace(credit, turns=work.turn_channels)
     if is_dataclass(credit) and "outcome" in {field.name for field in fields(credit)}:
         credit = replace(credit, outcome=work.outcome)  # type: ignore[type-var]
+    if recipe.skills.naming_credit is not None:
+        return NamedSkills(credit or GRPO(), weight=recipe.skills.naming_credit)
     return credit
 
 

@@ -39,6 +39,7 @@ from threefold.training.checks import (
 from threefold.training.diagnostics import answer_logp, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
 from threefold.training.gathering import gather_batch, gather_list, gather_rows
+from threefold.training.naming import skill_tensors
 from threefold.training.play import declared_rewards, given_credit, starts_of, trl_rollout
 from threefold.training.record import CreditedStep
 from threefold.training.recorder import Recorder
@@ -411,7 +412,15 @@ class ThreefoldTrainer(TrlSeam):
             truncated=[not ids or ids[-1] not in self._end_tokens for ids in generation.completion_ids],
             step=self.state.global_step,
             episodes=episodes,
+            skills=self._named_skills(generation, turn_BT),
         )
+
+    def _named_skills(self, generation: Generation, turn_BT: Tensor) -> dict[str, Tensor]:
+        """Which tokens name a skill, where the estimator asks for it."""
+        if self._environment is None or not getattr(self.credit, "names_skills", False):
+            return {}
+        trajectories = [row["trajectory"] for row in generation.inputs]
+        return skill_tensors(trajectories, turn_BT, self._tokenizer)
 
     @property
     def _weights(self) -> dict[str, float]:
