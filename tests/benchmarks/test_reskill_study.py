@@ -38,7 +38,7 @@ def test_every_arm_is_a_recipe_that_can_run_and_differs_in_its_skills_alone(arm:
 
 def cell(mean: float) -> str:
     names = [f"{split}, {bank}" for split in reskill_study.SPLITS for bank in ("own bank", "no bank")]
-    success = {name: {"mean": mean, "low": 0.0, "high": 1.0} for name in names}
+    success = {name: {"mean": mean / (1 + ("unseen" in name)), "low": 0.0, "high": 1.0} for name in names}
     life: dict[str, Any] = {"accepted": 1.0, "rejected": 2.0, "bank_size": 1.0, "step_seconds": 2.0}
     return json.dumps({"success": success, "fingerprint": "", **life})
 
@@ -51,7 +51,7 @@ def test_gains_are_paired_by_seed_and_missing_cells_are_named(tmp_path: Path) ->
             (run / "cell.json").write_text(cell(mean))
     reskill_study.write(options(tmp_path, seeds=[0, 1, 2]), "the command")
     page = (tmp_path / "study.md").read_text()
-    assert "* reskill: +0.100 [" in page
-    assert "2 seeds" in page
-    assert "| reskill | 2 | 0.500 [0.300, 0.700]" in page
+    assert "* reskill beside grpo, under the own bank: seen better (+0.100 [" in page
+    assert ", unseen better (+0.050 [" in page
+    assert "| reskill | 2 | 0.500 [0.300, 0.700] | 0.500 [0.300, 0.700] | 0.250 [0.150, 0.350]" in page
     assert "Missing cells: grpo 2, reskill 2." in page
