@@ -44,14 +44,14 @@ def cell(mean: float) -> str:
 
 
 def test_gains_are_paired_by_seed_and_missing_cells_are_named(tmp_path: Path) -> None:
-    for arm, means in {"grpo": (0.2, 0.6), "reskill": (0.3, 0.7)}.items():
+    for arm, means in {"grpo": (0.2, 0.6), "reskill": (0.3, 0.8)}.items():
         for seed, mean in enumerate(means):
             run = reskill_study.folder(options(tmp_path), arm, seed)
             run.mkdir()
             (run / "cell.json").write_text(cell(mean))
     reskill_study.write(options(tmp_path, seeds=[0, 1, 2]), "the command")
     page = (tmp_path / "study.md").read_text()
-    assert "* reskill beside grpo, under the own bank: seen better (+0.100 [" in page
-    assert ", unseen better (+0.050 [" in page
-    assert "| reskill | 2 | 0.500 [0.300, 0.700] | 0.500 [0.300, 0.700] | 0.250 [0.150, 0.350]" in page
+    assert "* reskill beside grpo, under the own bank: seen better (+0.150 [+0.100, +0.200])" in page
+    assert ", unseen better (+0.075 [+0.050, +0.100])" in page
+    assert "| reskill | 2 | 0.550 [0.300, 0.800] | 0.550 [0.300, 0.800] | 0.275 [0.150, 0.400]" in page
     assert "Missing cells: grpo 2, reskill 2." in page
