@@ -31,6 +31,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ tests; "retrieval" shows the remembered success of the task that is most alike; 
 and weights not, "skill-first" and "policy-first" one after the other. The paper's arm without assertions has
 no meaning here: the offline creator decides by contrasts, and keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
-BESIDE = ("grpo", "placebo")
-"""Arms that the others are compared with: no skills, and skills that say nothing through the same test."""
+BESIDE = ("grpo", "placebo", "auto-accept")
+"""Arms that the others are compared with: no skills, skills that say nothing through the same test, and
+skills that go untested."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -271,10 +273,12 @@ def write(options: argparse.Namespace, command: str) -> str:
 
 def _page(cells: dict[str, dict[int, Any]], missing: list[str], command: str) -> str:
     names = [f"{split}, {bank}" for split in SPLITS for bank in ("own bank", "no bank")]
-    lines = ["# ReSkill on errands", "", *_findings(cells), "", f"`{command}`", ""]
+    lines = ["# ReSkill on errands", "", f"`{command}`", ""]
+    made = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "trl"))
+    lines += [f"A CPU, one thread; {made}. What the arms are is in the script.", "", *_findings(cells), ""]
     lines += ["Success on held-out tasks at the last step, mean over seeds with a 95 % interval bootstrapped"]
     lines += ["over seeds; versions accepted and rejected, and skills in the bank at the end, are means.", ""]
-    heads = ["arm", "seeds", *names, "accepted", "rejected", "skills", "s a step"]
+    heads = ["arm", "seeds", *names, "accepted", "rejected", "skills"]
     lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm, by_seed in cells.items():
         if by_seed:
@@ -285,7 +289,7 @@ def _page(cells: dict[str, dict[int, Any]], missing: list[str], command: str) ->
                 f"{statistics.mean(c[key] for c in every):.1f}"
                 for key in ("accepted", "rejected", "bank_size")
             ]
-            lines.append(f"| {' | '.join([*row, _step(every)])} |")
+            lines.append(f"| {' | '.join(row)} |")
     lines += [
         "",
         "Where all seeds agree to the last digit the interval is a wide one on purpose, of five trials.",
@@ -295,22 +299,25 @@ def _page(cells: dict[str, dict[int, Any]], missing: list[str], command: str) ->
 
 
 def _findings(cells: dict[str, dict[int, Any]]) -> list[str]:
-    """What held and what did not, in sentences, the control beside each claim."""
-    found = []
+    """What held and what did not: every arm beside no skills, skills that say nothing, and untested ones."""
+    heads = ["arm, under its own bank", *(f"beside {other}, {split}" for other in BESIDE for split in SPLITS)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for arm in cells:
-        for other in BESIDE:
-            words = [
-                f"{split} {_verdict(gain)} ({gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}])"
-                for split in SPLITS
-                if (gain := _gain(cells, arm, other, split)) is not None
-            ]
-            if words:
-                found.append(f"* {arm} beside {other}, under the own bank: {', '.join(words)}.")
-    return found
+        gains = [_gain(cells, arm, other, split) for other in BESIDE for split in SPLITS]
+        if any(gains):
+            lines.append(f"| {' | '.join([arm, *map(_told, gains)])} |")
+    return [
+        *lines,
+        "",
+        "Paired by seed; in bold what is beyond its interval. Nothing is corrected for so many looks.",
+    ]
 
 
-def _verdict(gain: Interval) -> str:
-    return "better" if gain.low > 0 else "worse" if gain.high < 0 else "not clearly different"
+def _told(gain: Interval | None) -> str:
+    if gain is None:
+        return ""
+    text = f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+    return f"**{text}**" if gain.low > 0 or gain.high < 0 else text
 
 
 def _gain(cells: dict[str, dict[int, Any]], arm: str, other: str, split: str) -> Interval | None:
@@ -328,10 +335,6 @@ def _interval(values: list[float]) -> str:
         return f"{values[0]:.3f}"
     found = bootstrap(values, bounds=(0.0, 1.0))
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def _step(cells: list[Any]) -> str:
-    return f"{statistics.median(c['step_seconds'] for c in cells):.2f}"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,6 @@ def test_gains_are_paired_by_seed_and_missing_cells_are_named(tmp_path: Path) ->
             (run / "cell.json").write_text(cell(mean))
     reskill_study.write(options(tmp_path, seeds=[0, 1, 2]), "the command")
     page = (tmp_path / "study.md").read_text()
-    assert "* reskill beside grpo, under the own bank: seen better (+0.150 [+0.100, +0.200])" in page
-    assert ", unseen better (+0.075 [+0.050, +0.100])" in page
+    assert "| reskill | **+0.150 [+0.100, +0.200]** | **+0.075 [+0.050, +0.100]** |" in page
     assert "| reskill | 2 | 0.550 [0.300, 0.800] | 0.550 [0.300, 0.800] | 0.275 [0.150, 0.400]" in page
     assert "Missing cells: grpo 2, reskill 2." in page
