@@ -201,6 +201,7 @@ def test_missing_file_is_named_and_the_rest_is_shown(finished_run: Path, missing
 
 
 def test_empty_run_gives_a_page_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
     page = read_page(tmp_path)
     assert "no step is recorded" in page.words
     assert page.episodes == []

@@ -110,6 +110,7 @@ def test_without_held_out_problems_training_is_no_proof(tmp_path: Path) -> None:
     assert few.verdict == "Too early to say"
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "config.yaml").write_text("", encoding="utf-8")
     assert {answer.verdict for answer in answers(read_run(empty))} == {"No step is recorded", "Not recorded"}
 
 

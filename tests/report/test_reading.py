@@ -26,10 +26,17 @@ def test_finished_run_is_read_whole_and_without_notes(finished_run: Path) -> Non
     assert run.episodes.episodes == 60 * 4 * 4
 
 
-def test_empty_directory_names_every_missing_file(tmp_path: Path) -> None:
+def test_run_of_a_config_alone_names_every_other_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("", encoding="utf-8")
     notes = " ".join(read_run(tmp_path).notes)
-    for name in ("config.yaml", "environment.json", "metrics.jsonl", "evaluation.json", "rollouts.jsonl"):
+    for name in ("environment.json", "metrics.jsonl", "evaluation.json", "rollouts.jsonl"):
         assert f"{name} is missing" in notes
+
+
+def test_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("shopping", encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="holds no run: none of config.yaml"):
+        read_run(tmp_path)
 
 
 def test_missing_directory_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def write_report(run_dir: Path, output: Path | None = None, *, reload: float | N
         The file that was written.
 
     Raises:
-        FileNotFoundError: The run directory does not exist.
+        FileNotFoundError: The directory does not exist or holds no run.
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir, EPISODE_LIMIT)

@@ -57,6 +57,18 @@ class Run:
     """What is missing or could not be read, one sentence each."""
 
 
+FILES = (
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "rollouts.jsonl",
+    "before.json",
+    "after.json",
+    "evaluation.json",
+)
+"""What tells a run directory from another folder: one of these is there from a run's first second on."""
+
+
 def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
     """Read a run directory.
 
@@ -66,12 +78,14 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
             their record unread.
 
     Raises:
-        FileNotFoundError: The directory does not exist.
+        FileNotFoundError: The directory does not exist, or holds none of the files of a run.
     """
     if not run_dir.is_dir():
         raise FileNotFoundError(
             f"{run_dir} is not a run directory: give the directory that holds metrics.jsonl"
         )
+    if not any((run_dir / name).is_file() for name in FILES):
+        raise FileNotFoundError(f"{run_dir} holds no run: none of {', '.join(FILES)} is in it")
     notes: list[str] = []
     config, config_text = _read_config(run_dir / "config.yaml", notes)
     environment = _read_json(run_dir / "environment.json", "versions and machine are unknown", notes)
