@@ -8,7 +8,7 @@ from trl import GRPOTrainer
 
 from threefold.credit import CreditEstimator
 from threefold.credit.losses import check_loss
-from threefold.training.play import given_credit
+from threefold.credit.outcomes import given_credit
 
 
 def check_credit(

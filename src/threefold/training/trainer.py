@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
+from threefold.credit.outcomes import given_credit
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.signals import AnswerTokens, locate, measure
@@ -40,7 +41,7 @@ from threefold.training.diagnostics import answer_logp, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
 from threefold.training.gathering import gather_batch, gather_list, gather_rows
 from threefold.training.naming import skill_tensors
-from threefold.training.play import declared_rewards, given_credit, starts_of, trl_rollout
+from threefold.training.play import declared_rewards, starts_of, trl_rollout
 from threefold.training.record import CreditedStep
 from threefold.training.recorder import Recorder
 from threefold.training.run_directory import RunDirectory
