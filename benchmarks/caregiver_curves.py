@@ -48,6 +48,8 @@ ARMS: dict[str, list[str]] = {
     "grpo": ["credit.method=summed_grpo"],
     "t2grpo-quarter": ["credit.method=t2grpo", "credit.alpha=0.25"],
     "t2grpo-no-veto": ["credit.method=t2grpo", "credit.veto=null"],
+    "t2grpo-turn-noise": ["credit.method=t2grpo", "credit.noise_control=turns", "credit.noise_seed={seed}"],
+    "t2grpo-all-noise": ["credit.method=t2grpo", "credit.noise_control=all", "credit.noise_seed={seed}"],
 }
 """Overrides by arm. "t2grpo" is the paper's (alpha 1, veto 16); "t2grpo-unbiased" the option of
 docs/turn-credit.md, whose expectation is the gradient of the plain sum; "grpo" is GRPO on that sum less
@@ -133,12 +135,17 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def overrides(arm: str, seed: int) -> list[str]:
+    """What an arm sets in the recipe; a noise control is dealt anew with every seed."""
+    return [word.format(seed=seed) for word in ARMS[arm]]
+
+
 def run_cell(arm: str, seed: int, options: argparse.Namespace) -> bool:
     """Train and measure one cell, unless it is complete; True where it is now."""
     run = options.runs / f"{arm}-{seed}"
     before = str(arm == options.arms[0]).lower()  # the weights before training are the same for all arms
     common = [f"evaluation.before={before}", "evaluation.greedy=false", "run.threads=1", *options.override]
-    words = [*common, *ARMS[arm], f"run.seed={seed}", f"run.dir={run}"]
+    words = [*common, *overrides(arm, seed), f"run.seed={seed}", f"run.dir={run}"]
     return cells.run_cell(arm, seed, options.recipe, words, run)
 
 
