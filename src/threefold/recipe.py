@@ -182,6 +182,8 @@ class Training(_Part):
     max_grad_norm: float = Field(1.0, gt=0)
     kl: float = Field(0.0, ge=0)
     """TRL's beta; 0 loads no reference model."""
+    kl_on_dead_groups: bool = True
+    """Whether the KL term acts on groups without any advantage too, as in TRL."""
     clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.28, gt=0)
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
@@ -269,6 +271,15 @@ class Recipe(_Part):
         if credit is not None:
             mask = self.training.trl.get("off_policy_mask_threshold")
             check_loss(credit, loss=self.training.loss, ratio=self.training.ratio, off_policy_mask=mask)
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_kl_term(self) -> Recipe:
+        if not self.training.kl_on_dead_groups and not self.training.kl:
+            raise ValueError(
+                "training.kl_on_dead_groups=false takes the KL term from dead groups, and training.kl is 0, "
+                "so there is none: set training.kl, or leave kl_on_dead_groups at true"
+            )
         return self
 
     def to_yaml(self) -> str:

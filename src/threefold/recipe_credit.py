@@ -114,6 +114,9 @@ class Method(BaseModel):
     hinge: float | None = Field(None, ge=0)
     beta: float | None = Field(None, ge=0)
     symmetric: Literal["none", "correct", "wrong"] | None = None
+    # ISPO and T2-GRPO: rewards dealt out at random
+    noise_control: Literal["shuffle", "gaussian", "turns", "all"] | None = None
+    noise_seed: int | None = None
     # Our answers to ISPO's traps
     std_floor: float | None = Field(None, ge=0)
     intrinsic_cap: float | None = Field(None, gt=0)
@@ -125,8 +128,6 @@ class Method(BaseModel):
     entropy_target: float | None = Field(None, ge=0)
     hinge_quantile: float | None = Field(None, gt=0, le=1)
     token_credit: bool | None = None
-    noise_control: Literal["shuffle", "gaussian"] | None = None
-    noise_seed: int | None = None
     # Credit by turn
     turns: tuple[str, ...] | None = None
     """Turn channels; None takes those that the environment names."""

@@ -204,6 +204,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         sampler=_sampler(recipe, prepared.plan.processes),
         speedups=Speedups(**recipe.training.speedups.model_dump()),
         skills=skills,
+        kl_on_dead_groups=recipe.training.kl_on_dead_groups,
         **prepared.work.trainer_options(),
     )
     join_policy(recipe, trainer)
