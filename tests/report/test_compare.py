@@ -151,6 +151,19 @@ def test_each_noise_control_of_a_method_is_set_beside_it(make: Make) -> None:
     assert 0 < overview.find("noise control (turns), strict") < overview.find("noise control (all), strict")
 
 
+def test_noise_of_an_added_method_is_a_control_too(make: Make) -> None:
+    row = {"a": [1], "b": [0], "c": [1]}
+    added = {"method": "ispo", "weight": 0.5, "noise_control": None, "noise_seed": 0}
+    noise = {**added, "noise_control": "shuffle", "noise_seed": 3}
+    runs = [
+        make("together", row, credit__method="t2grpo", credit__together=[added]),
+        make("noise", row, credit__method="t2grpo", credit__together=[noise]),
+    ]
+    assert [(d.first, d.second, d.control) for d in compare(runs).differences] == [
+        ("t2grpo + ispo, noise control (shuffle)", "t2grpo + ispo", True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
