@@ -109,9 +109,9 @@ def _methods(run: Run) -> list[Mapping[str, Any]]:
     """The sections of the leading method and of those that are added to it."""
     credit = section_of(run.config, "credit")
     added = credit.get("together")
-    return (
-        [credit, *(one for one in added if isinstance(one, Mapping))] if isinstance(added, list) else [credit]
-    )
+    if not isinstance(added, list):
+        return [credit]
+    return [credit, *(method for method in added if isinstance(method, Mapping))]
 
 
 def _no_control(run: Run) -> Finding:
