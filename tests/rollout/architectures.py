@@ -110,7 +110,14 @@ def count_forwards(model):
 
 
 def teacher_forced(model, prompt, sample, temperature=1.0):
+    """Log-probabilities of a sample's tokens, by one forward of the whole."""
+    return scored_whole(model, prompt, sample, temperature)[0].numpy()
+
+
+def scored_whole(model, prompt, sample, temperature=1.0):
+    """Log-probabilities and entropies of a sample's tokens, by one forward of the whole."""
     ids = torch.tensor([[*prompt, *sample.token_ids]])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    return (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0].numpy()
+    scores = torch.distributions.Categorical(logits=logits / temperature)
+    return scores.log_prob(ids[0, len(prompt) :]), scores.entropy()

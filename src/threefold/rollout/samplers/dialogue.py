@@ -33,7 +33,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from threefold.rollout.samplers import Sample, SamplingParameters
-from threefold.rollout.samplers.choosing import choose
+from threefold.rollout.samplers.choosing import Draft, write
 from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptLayer, lay_out, right_aligned
 
 if TYPE_CHECKING:
@@ -144,13 +144,9 @@ class TransformersSession:
             if batch is not None:
                 return self._decode(batch, asked, draws_RT)
         longest = replace(self._parameters, max_new_tokens=max(one.limit for one in asked.values()))
-        decoded = self._sampler.decode([one.context for one in asked.values()], draws_RT, longest)
-        return {
-            dialogue: sample
-            if len(sample.token_ids) <= one.limit
-            else Sample(sample.token_ids[: one.limit], sample.logprobs[: one.limit], "length")
-            for (dialogue, one), sample in zip(asked.items(), decoded, strict=True)
-        }
+        contexts, limits = zip(*((one.context, one.limit) for one in asked.values()), strict=True)
+        samples = self._sampler.decode(contexts, draws_RT, longest, limits)
+        return dict(zip(asked, samples, strict=True))
 
     def _draws(self, asked: dict[int, _Asked]) -> Tensor | None:
         """(R, T) uniform numbers, a stream for each dialogue and turn; None where nothing is drawn."""
@@ -246,53 +242,37 @@ class TransformersSession:
     ) -> dict[int, Sample]:
         """Draw each dialogue's turn to its end, and keep what was forwarded for the next turn."""
         ends = self._sampler.end_tokens()
-        drawn: dict[int, tuple[list[int], list[float]]] = {dialogue: ([], []) for dialogue in asked}
+        drafts = {
+            dialogue: Draft(f"turn {self._turn} of dialogue {dialogue}", ends, one.limit)
+            for dialogue, one in asked.items()
+        }
         stream = {dialogue: row for row, dialogue in enumerate(asked)}
-        running, aside = set(asked), []
+        aside = []
         step = 0
         while True:
             rows = [stream[dialogue] for dialogue in batch.dialogues]
             draws_R = None if draws_RT is None else draws_RT[rows, step].to(batch.logits_RV.device)
-            tokens_R, logprobs_R, _ = choose(batch.logits_RV, self._parameters, draws_R)
-            for dialogue, token, logprob in zip(
-                batch.dialogues, tokens_R.tolist(), logprobs_R.tolist(), strict=True
-            ):
-                if dialogue not in running:
-                    continue
-                if not logprob > -float("inf"):
-                    raise FloatingPointError(
-                        f"the model's logits are not finite in turn {self._turn} of dialogue {dialogue}, at "
-                        f"new token {step + 1} (log-probability {logprob}): look for NaN in the weights or "
-                        "an overflow in half precision"
-                    )
-                ids, logprobs = drawn[dialogue]
-                ids.append(token)
-                logprobs.append(logprob)
-                if token in ends or len(ids) == asked[dialogue].limit:
-                    running.remove(dialogue)
-            if not running:
+            in_batch = [drafts[dialogue] for dialogue in batch.dialogues]
+            tokens_R = write(in_batch, batch.logits_RV, self._parameters, draws_R)
+            going = [row for row, draft in enumerate(in_batch) if not draft.is_over]
+            if not going:
                 break
-            going = [row for row, dialogue in enumerate(batch.dialogues) if dialogue in running]
-            if 2 * len(going) <= len(batch.dialogues):
-                over = [row for row, dialogue in enumerate(batch.dialogues) if dialogue not in running]
-                aside.append(batch.take(over))
+            if 2 * len(going) <= len(in_batch):
+                aside.append(batch.take([row for row, draft in enumerate(in_batch) if draft.is_over]))
                 batch, tokens_R = batch.take(going), tokens_R[going]
-            self._advance(batch, tokens_R, running)
+                in_batch = [in_batch[row] for row in going]
+            self._advance(batch, tokens_R, [not draft.is_over for draft in in_batch])
             step += 1
         self._batches += [batch, *aside]
-        for dialogue, (ids, _) in drawn.items():
+        for dialogue, draft in drafts.items():
             # The last token was drawn and not forwarded: it comes with the next turn's new tokens.
-            self._cached[dialogue] = [*asked[dialogue].context, *ids[:-1]]
-        return {
-            dialogue: Sample(tuple(ids), tuple(logprobs), "stop" if ids[-1] in ends else "length")
-            for dialogue, (ids, logprobs) in drawn.items()
-        }
+            self._cached[dialogue] = [*asked[dialogue].context, *draft.ids[:-1]]
+        return {dialogue: draft.sample() for dialogue, draft in drafts.items()}
 
-    def _advance(self, batch: DialogueBatch, tokens_R: Tensor, running: set[int]) -> None:
+    def _advance(self, batch: DialogueBatch, tokens_R: Tensor, goes: list[bool]) -> None:
         """Forward one token of each row; those of rows whose turn is over are masked at once."""
         tokens_R = tokens_R.to(batch.mask_RL.device)
-        goes_R = torch.tensor([dialogue in running for dialogue in batch.dialogues])
-        goes_R = goes_R.to(batch.mask_RL)
+        goes_R = torch.tensor(goes).to(batch.mask_RL)
         batch.mask_RL = torch.cat([batch.mask_RL, goes_R[:, None]], dim=1)
         batch.logits_RV, batch.cache = self._sampler.forward(
             tokens_R[:, None], batch.mask_RL, batch.position_R[:, None], batch.cache

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import Cache
 
 from threefold.rollout.samplers import Sample, SamplingParameters
-from threefold.rollout.samplers.choosing import choose
+from threefold.rollout.samplers.choosing import Draft, write
 from threefold.rollout.samplers.dialogue import TransformersSession
 from threefold.rollout.samplers.shared_decoding import SharedCache, usable
 
@@ -190,50 +190,35 @@ class TransformersSampler:
         prompts: Sequence[tuple[int, ...]],
         draws_RT: Tensor | None,
         parameters: SamplingParameters,
+        limits: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Decode one batch to its end; `draws_RT` are each row's uniform numbers, None where greedy."""
-        ends = self.end_tokens()
-        state = self._start(prompts, parameters.max_new_tokens)
-        ids: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float]] = [[] for _ in prompts]
-        entropies: list[list[float]] = [[] for _ in prompts]
-        in_batch, running = list(range(len(prompts))), set(range(len(prompts)))
-        for step in range(parameters.max_new_tokens):
+        """Decode one batch to its end.
+
+        Args:
+            prompts: Token ids of each row.
+            draws_RT: Each row's uniform numbers, None where greedy.
+            parameters: How to draw.
+            limits: Most tokens of each row, at most `parameters.max_new_tokens`; None: that for all.
+        """
+        ends, most = self.end_tokens(), parameters.max_new_tokens
+        drafts = [
+            Draft(f"a prompt of {len(prompt)} tokens", ends, limit)
+            for prompt, limit in zip(prompts, limits or [most] * len(prompts), strict=True)
+        ]
+        state = self._start(prompts, most)
+        in_batch = list(range(len(prompts)))
+        for step in range(most):
             draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
-            tokens_R, logprobs_R, entropies_R = choose(state.logits_RV, parameters, draws_R)
-            spread = [0.0] * len(in_batch) if entropies_R is None else entropies_R.tolist()
-            drawn = zip(in_batch, tokens_R.tolist(), logprobs_R.tolist(), spread, strict=True)
-            for row, token, logprob, entropy in drawn:
-                if row not in running:
-                    continue
-                if not logprob > -float("inf"):
-                    raise FloatingPointError(
-                        f"the model's logits are not finite at new token {step + 1} of a prompt of "
-                        f"{len(prompts[row])} tokens (log-probability {logprob}): look for NaN in the "
-                        "weights or an overflow in half precision"
-                    )
-                ids[row].append(token)
-                logprobs[row].append(logprob)
-                entropies[row].append(entropy)
-                if token in ends:
-                    running.remove(row)
-            if not running or step + 1 == parameters.max_new_tokens:
+            tokens_R = write([drafts[row] for row in in_batch], state.logits_RV, parameters, draws_R)
+            going = [i for i, row in enumerate(in_batch) if not drafts[row].is_over]
+            if not going:
                 break
             if self._may_reorder:
-                going = [i for i, row in enumerate(in_batch) if row in running]
                 state.keep(going)
                 in_batch = [in_batch[i] for i in going]
                 tokens_R = tokens_R[going]
             self._advance(state, tokens_R)
-        return [
-            Sample(
-                tuple(row),
-                tuple(scores),
-                "stop" if row[-1] in ends else "length",
-                tuple(entropy) if parameters.entropies else None,
-            )
-            for row, scores, entropy in zip(ids, logprobs, entropies, strict=True)
-        ]
+        return [draft.sample() for draft in drafts]
 
     def _start(self, prompts: Sequence[tuple[int, ...]], room: int) -> _Decoding:
         """Forward each different prompt once, and let rows share its keys and values or give each a copy."""
