@@ -9,6 +9,11 @@ A batch is laid out anew at the start of each turn (`kept_cache.py`): one copy t
 still count, pushed to the right so that all dialogues end at the same slot, with room for the turn to come.
 New tokens are written into that room, without the copy of everything that transformers' growing cache makes
 for each token.
+
+On a CPU the opening stays out of that (`shared_decoding.py`): its keys and values are those of the prefill,
+never copied and read once for all dialogues that began with it, and what is laid out is what came after.
+Elsewhere each dialogue gets a copy.
+
 Left padding, tokens that were cut off, and slots of dialogues whose turn is over are masked, and position ids
 count tokens, not slots, so the log-probabilities are those of one forward of the dialogue. Rows whose turn is
 over stay in the batch until they are half of it, then they are set aside until the next turn.
@@ -34,7 +39,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import Draft, write
-from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptLayer, lay_out, right_aligned
+from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptCache, lay_out, right_aligned
+from threefold.rollout.samplers.shared_decoding import Prompts, SharedCache, gather, usable
 
 if TYPE_CHECKING:
     from threefold.rollout.samplers.transformers import TransformersSampler
@@ -115,6 +121,7 @@ class TransformersSession:
         for row, one in enumerate(asked.values()):
             self._sampler.check([one.context], one.limit, first_row=row)
         self._forget(set(self._cached) - set(dialogues))
+        self._forget(self._parted(asked))
         samples: dict[int, Sample] = {}
         with self._sampler.scoring():
             for batch in self._batches_of(asked):
@@ -159,7 +166,8 @@ class TransformersSession:
     # Caches
 
     def _open(self, asked: dict[int, _Asked]) -> DialogueBatch | None:
-        """Forward each different opening once and give every dialogue a copy; None where that cannot be."""
+        """Forward each different opening once, for all dialogues that begin with it; None where that cannot
+        be."""
         different = list(dict.fromkeys(one.context for one in asked.values()))
         state = self._sampler.prefill(different)
         room = max(one.limit for one in asked.values())
@@ -167,12 +175,15 @@ class TransformersSession:
             return None
         place = {context: row for row, context in enumerate(different)}
         rows = [place[one.context] for one in asked.values()]
-        opened = DialogueBatch(rows, state.cache, state.mask_RL, state.logits_RV, state.position_R)
-        lengths = [len(one.context) for one in asked.values()]
-        cache, mask_RL = lay_out([(opened, rows, list(range(len(rows))))], lengths, room)
-        index_R = torch.tensor(rows, device=mask_RL.device)
-        logits_RV = state.logits_RV[index_R.to(state.logits_RV.device)]
-        return DialogueBatch(list(asked), cache, mask_RL, logits_RV, state.position_R[index_R])
+        if usable(self._sampler.model, state.cache, state.mask_RL.size(1) + room):
+            cache: Any = SharedCache.begin(Prompts.of(state.cache, different), rows, room)
+            mask_RL = state.mask_RL[rows, :0]
+        else:
+            opened = DialogueBatch(rows, state.cache, state.mask_RL, state.logits_RV, state.position_R)
+            lengths = [len(one.context) for one in asked.values()]
+            layers, mask_RL = lay_out([(opened, rows, list(range(len(rows))))], lengths, room)
+            cache = KeptCache(layers=layers)
+        return DialogueBatch(list(asked), cache, mask_RL, state.logits_RV[rows], state.position_R[rows])
 
     def _resume(self, asked: dict[int, _Asked]) -> DialogueBatch | None:
         """Take the dialogues out of the batches that hold them and forward what is new."""
@@ -187,14 +198,26 @@ class TransformersSession:
             self._give_up(f"the dialogue outgrows the model's sliding window of {self._window} tokens")
             return None
         place = {dialogue: row for row, dialogue in enumerate(asked)}
-        sources = []
+        sources, openings = [], [()] * len(asked)
         for batch in self._batches:
             rows = [row for row, dialogue in enumerate(batch.dialogues) if dialogue in place]
             if rows:
                 sources.append((batch, rows, [place[batch.dialogues[row]] for row in rows]))
-        cache, mask_RL = lay_out(
-            sources, kept, chunk + room, free=lambda batch: set(batch.dialogues) <= {*asked, OVER}
+                for row in rows:
+                    openings[place[batch.dialogues[row]]] = batch.cache.opening(row)
+        shared = [batch.cache.prompts for batch, *_ in sources if isinstance(batch.cache, SharedCache)]
+        layers, mask_RL = lay_out(
+            sources,
+            [length - len(opening) for length, opening in zip(kept, openings, strict=True)],
+            chunk + room,
+            heads_first=bool(shared),
+            free=lambda batch: set(batch.dialogues) <= {*asked, OVER},
         )
+        cache: Any = KeptCache(layers=layers)
+        if shared:
+            prompts = gather(shared, list(dict.fromkeys(openings)))
+            number = {ids: prompt for prompt, ids in enumerate(prompts.token_ids)}
+            cache = SharedCache(prompts, [number[opening] for opening in openings], layers)
         self._forget(asked)
         ids_RC, mask_RC, position_RC = right_aligned(new, kept, mask_RL.device)
         mask_RL = torch.cat([mask_RL, mask_RC], dim=1)
@@ -206,7 +229,7 @@ class TransformersSession:
         if not isinstance(cache, Cache):
             self._give_up(f"a cache of type {type(cache).__name__} cannot be taken apart")
             return False
-        kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer, KeptLayer}
+        kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
         if kinds:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             self._give_up(f"cache layers of type {names} have no slot for each token")
@@ -226,6 +249,17 @@ class TransformersSession:
         )
         self._keeps = False
         self.close()
+
+    def _parted(self, asked: dict[int, _Asked]) -> list[int]:
+        """Dialogues whose context no longer goes beyond the opening that they share: they start anew."""
+        parted = []
+        for batch in self._batches:
+            for row, dialogue in enumerate(batch.dialogues):
+                if dialogue in asked:
+                    opening, context = batch.cache.opening(row), asked[dialogue].context
+                    if len(context) <= len(opening) or context[: len(opening)] != opening:
+                        parted.append(dialogue)
+        return parted
 
     def _forget(self, dialogues: Collection[int]) -> None:
         """Let go of dialogues that are over or in another batch now; a batch goes with its last one."""

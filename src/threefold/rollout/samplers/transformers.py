@@ -30,7 +30,7 @@ from transformers import Cache
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import Draft, write
 from threefold.rollout.samplers.dialogue import TransformersSession
-from threefold.rollout.samplers.shared_decoding import SharedCache, usable
+from threefold.rollout.samplers.shared_decoding import Prompts, SharedCache, usable
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +45,19 @@ class _Decoding:
     logits_RV: Tensor
     cache: Any
     mask_RL: Tensor
-    """Attention mask over the prompt and the tokens so far: 0 at left padding."""
+    """Attention mask over what the cache's layers hold, the prompt and the tokens so far: 0 at left padding.
+    A `SharedCache` holds the prompts apart."""
     position_R: Tensor
     """Position of the next token."""
 
-    def keep(self, rows: Sequence[int], *, cache: bool = True) -> None:
-        """Make the batch consist of these of its rows, in this order; a row may be named several times.
-        `cache=False` leaves the cache as it is."""
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make the batch consist of these of its rows, in this order; a row may be named several times."""
         if list(rows) == list(range(self.mask_RL.size(0))):
             return
         index = torch.tensor(rows, device=self.mask_RL.device)
-        if cache:
+        if isinstance(self.cache, SharedCache):
+            self.cache = self.cache.take(rows)
+        else:
             self.cache.reorder_cache(index)
         self.mask_RL, self.position_R = self.mask_RL[index], self.position_R[index]
         self.logits_RV = self.logits_RV[index.to(self.logits_RV.device)]
@@ -228,13 +230,10 @@ class TransformersSampler:
             state = self.prefill(different)
             if isinstance(state.cache, Cache):
                 of_prompt = [place[prompt] for prompt in prompts]
-                prefilled, mask_UL = state.cache, state.mask_RL
-                shares = len(different) < len(prompts) and usable(
-                    self.model, prefilled, mask_UL.size(1) + room
-                )
-                if shares:
-                    state.cache = SharedCache(prefilled, mask_UL, of_prompt, room)
-                state.keep(of_prompt, cache=not shares)
+                longest = state.mask_RL.size(1) + room
+                if len(different) < len(prompts) and usable(self.model, state.cache, longest):
+                    return _share(state, different, of_prompt, room)
+                state.keep(of_prompt)
                 return state
             self._may_reorder = False
             logger.warning(
@@ -261,7 +260,7 @@ class TransformersSampler:
 
     def _advance(self, state: _Decoding, tokens_R: Tensor) -> None:
         tokens_R = tokens_R.to(state.mask_RL.device)
-        state.mask_RL = torch.cat([state.mask_RL, torch.ones_like(state.mask_RL[:, :1])], dim=1)
+        state.mask_RL = torch.cat([state.mask_RL, state.mask_RL.new_ones(len(tokens_R), 1)], dim=1)
         state.logits_RV, state.cache = self.forward(
             tokens_R[:, None], state.mask_RL, state.position_R[:, None], state.cache
         )
@@ -275,8 +274,10 @@ class TransformersSampler:
             mask = None
         with ExitStack() as attention:
             if isinstance(cache, SharedCache):
+                assert mask is not None
+                cache.see(mask, ids.size(1))
                 attention.enter_context(cache.attention(self.model))
-                optional["shared"], mask = cache, None  # the cache has the mask
+                optional["shared"], mask = cache, None
             output = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -290,6 +291,18 @@ class TransformersSampler:
                 f"{type(self.model).__name__} answers without {self._cache_name}: sampling needs its cache"
             )
         return output.logits[:, -1], cache
+
+
+def _share(
+    prefilled: _Decoding, prompts: Sequence[tuple[int, ...]], prompt_of_row: list[int], room: int
+) -> _Decoding:
+    """Rows that share prefilled prompts and have written nothing yet."""
+    return _Decoding(
+        prefilled.logits_RV[prompt_of_row],
+        SharedCache.begin(Prompts.of(prefilled.cache, prompts), prompt_of_row, room),
+        prefilled.mask_RL[prompt_of_row, :0],
+        prefilled.position_R[prompt_of_row],
+    )
 
 
 def _seed(seed: int | None) -> int:
