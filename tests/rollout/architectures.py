@@ -11,8 +11,12 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 97
@@ -48,6 +52,23 @@ def gemma3():
     torch.manual_seed(2)
     layers = ["sliding_attention", "full_attention"]
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=4, layer_types=layers)).eval()
+
+
+def gemma3_wide():
+    """Sliding windows that everything here fits into."""
+    torch.manual_seed(2)
+    layers = ["sliding_attention", "full_attention"]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=120, layer_types=layers)).eval()
+
+
+def qwen3():
+    torch.manual_seed(6)
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES)).eval()
+
+
+def mistral():
+    torch.manual_seed(7)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval()
 
 
 def gpt2():

@@ -13,6 +13,7 @@ from architectures import (
     SIZES,
     count_forwards,
     gemma3,
+    gemma3_wide,
     gpt2,
     llama,
     lora,
@@ -29,13 +30,6 @@ from threefold.rollout.samplers.transformers import TransformersSampler
 
 OPENINGS = {0: [5, 3, 8, 9, 20, 31], 1: [5, 3, 8, 9, 20, 31], 2: [4], 3: [60, 61, 62], 4: [12] * 11}
 SAMPLING = SamplingParameters(max_new_tokens=1, temperature=0.9)
-
-
-def gemma3_wide():
-    """Sliding windows that these dialogues fit into."""
-    torch.manual_seed(2)
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=120, layer_types=layers)).eval()
 
 
 def answer(dialogue: int, turn: int) -> list[int]:

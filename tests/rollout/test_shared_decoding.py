@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from architectures import SIZES, gemma3, gpt2, llama, lora, qwen2, scored_whole, teacher_forced
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
+from architectures import (
+    gemma3,
+    gemma3_wide,
+    gpt2,
+    llama,
+    lora,
+    mistral,
+    qwen2,
+    qwen3,
+    scored_whole,
+    teacher_forced,
 )
 
 from threefold.rollout.samplers import SamplingParameters, dialogue, shared_decoding
@@ -20,23 +22,6 @@ from threefold.rollout.samplers import transformers as sampling
 from threefold.rollout.samplers.transformers import TransformersSampler
 
 PROMPTS = [[5, 3, 8, 9, 20, 31], [60, 61], [12] * 11]
-
-
-def qwen3():
-    torch.manual_seed(6)
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES)).eval()
-
-
-def mistral():
-    torch.manual_seed(7)
-    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval()
-
-
-def gemma3_wide():
-    """Its windows are wider than anything here."""
-    torch.manual_seed(8)
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=100, layer_types=layers)).eval()
 
 
 def eager():
@@ -136,7 +121,7 @@ def dialogues(model, turns=3, batch_size=64):
     spoken = {}
     for turn in range(turns):
         # The last of each group is over after its first turn; the middle prompt's are all over after two.
-        live = [d for d in range(9) if turn == 0 or d not in (2, 4, 8) and (turn < 2 or d != 3)]
+        live = [d for d in range(9) if turn == 0 or (d not in (2, 4, 8) and (turn < 2 or d != 3))]
         samples = session.turn(live, [contexts[d] for d in live], [5 + d % 3 for d in live])
         for d, sample in zip(live, samples, strict=True):
             spoken[d, turn] = list(contexts[d]), sample

@@ -34,14 +34,14 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from threefold.rollout.samplers.kept_cache import KeptLayer
 
 NAME = "threefold_shared_prompts"
-_MODELS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+MODELS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """Kinds that the tests hold against plain attention. Others may do more in theirs than is done here."""
 
 
 def usable(model: Any, cache: Any, length: int) -> bool:
     """Whether this model's rows of up to `length` tokens may be decoded so."""
     config = model.config.get_text_config()
-    if config.model_type not in _MODELS or model.device.type != "cpu" or not isinstance(cache, Cache):
+    if config.model_type not in MODELS or model.device.type != "cpu" or not isinstance(cache, Cache):
         return False
     if config._attn_implementation not in ("sdpa", "eager"):
         return False

@@ -29,6 +29,7 @@ from transformers import Cache
 
 from threefold.rollout.samplers import Sample, SamplingParameters
 from threefold.rollout.samplers.choosing import Draft, write
+from threefold.rollout.samplers.compiled_decoding import CompiledDecoding, StaticBatch
 from threefold.rollout.samplers.dialogue import TransformersSession
 from threefold.rollout.samplers.shared_decoding import Prompts, SharedCache, usable
 
@@ -73,13 +74,23 @@ class TransformersSampler:
         model: A causal language model whose forward takes an attention mask and a cache.
         tokenizer: Asked for `eos_token_id` only; None where `model.generation_config` names the end tokens.
         batch_size: Most rows decoded at once. Rows are sorted by prompt length, so that padding stays small.
+        compiled: Decode `generate`'s rows by compiled steps over a static cache, meant for accelerators;
+            where the model or the cache does not allow it the log says so, and plain steps are taken.
+            Sessions take plain ones.
 
     Raises:
         ValueError: `batch_size` is less than 1.
         TypeError: The model's forward takes no attention mask or no cache.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 64,
+        compiled: CompiledDecoding | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model = model
@@ -95,6 +106,8 @@ class TransformersSampler:
             )
         self._cache_name = names[0]
         self._may_reorder = True
+        self._compiled = compiled
+        self._said_plain = False
 
     def generate(
         self,
@@ -147,6 +160,9 @@ class TransformersSampler:
             seed: As in `generate`: dialogue d in turn k draws from a stream of its own.
             keep_cache: False prefills every dialogue at every turn, with the same samples.
         """
+        if self._compiled is not None and not self._said_plain:
+            logger.warning("decoding is compiled for one turn; dialogues are decoded by plain steps")
+            self._said_plain = True
         return TransformersSession(self, parameters, _seed(seed), keep_cache=keep_cache)
 
     # What `generate` and a session are made of
@@ -207,7 +223,7 @@ class TransformersSampler:
             Draft(f"a prompt of {len(prompt)} tokens", ends, limit)
             for prompt, limit in zip(prompts, limits or [most] * len(prompts), strict=True)
         ]
-        state = self._start(prompts, most)
+        state = self._start_compiled(prompts, most) or self._start(prompts, most)
         in_batch = list(range(len(prompts)))
         for step in range(most):
             draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
@@ -215,12 +231,32 @@ class TransformersSampler:
             going = [i for i, row in enumerate(in_batch) if not drafts[row].is_over]
             if not going:
                 break
-            if self._may_reorder:
+            if state.fits_smaller(len(going)) if isinstance(state, StaticBatch) else self._may_reorder:
                 state.keep(going)
                 in_batch = [in_batch[i] for i in going]
                 tokens_R = tokens_R[going]
             self._advance(state, tokens_R)
         return [draft.sample() for draft in drafts]
+
+    def _start_compiled(self, prompts: Sequence[tuple[int, ...]], room: int) -> StaticBatch | None:
+        """Forward each different prompt once, and lay them out for compiled steps; None where those may not
+        be taken."""
+        if self._compiled is None:
+            return None
+        different = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(different)}
+        state = self.prefill(different)
+        reason = self._compiled.refusal(state.cache, state.mask_RL.size(1) + room)
+        if reason is not None:
+            logger.warning(
+                "%s: decoding is not compiled, slower but with equal results, because %s",
+                type(self.model).__name__,
+                reason,
+            )
+            self._compiled = None
+            return None
+        of_prompt = [place[prompt] for prompt in prompts]
+        return self._compiled.begin(state.cache, state.mask_RL, state.logits_RV, of_prompt, room)
 
     def _start(self, prompts: Sequence[tuple[int, ...]], room: int) -> _Decoding:
         """Forward each different prompt once, and let rows share its keys and values or give each a copy."""
@@ -258,13 +294,16 @@ class TransformersSampler:
         logits_UV, cache = self.forward(ids_UL, mask_UL, positions_UL, cache=None)
         return _Decoding(logits_UV, cache, mask_UL, positions_UL[:, -1] + 1)
 
-    def _advance(self, state: _Decoding, tokens_R: Tensor) -> None:
+    def _advance(self, state: _Decoding | StaticBatch, tokens_R: Tensor) -> None:
+        if isinstance(state, StaticBatch):
+            return state.advance(tokens_R)
         tokens_R = tokens_R.to(state.mask_RL.device)
         state.mask_RL = torch.cat([state.mask_RL, state.mask_RL.new_ones(len(tokens_R), 1)], dim=1)
         state.logits_RV, state.cache = self.forward(
             tokens_R[:, None], state.mask_RL, state.position_R[:, None], state.cache
         )
         state.position_R = state.position_R + 1
+        return None
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from threefold.rollout.samplers import Sample, SamplingParameters, Session
+from threefold.rollout.samplers.compiled_decoding import CompiledDecoding
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
 from threefold.training.trl_seam.update import UpdateSeam
@@ -151,7 +152,8 @@ class TrlSeam(UpdateSeam):
         return NotedSession(session, self._generation.sampled[-1])
 
     def _sample_ourselves(self, batch_size: int) -> None:
-        """Generate with Threefold's sampler: prompts prefilled once a group, finished rows dropped.
+        """Generate with Threefold's sampler: prompts prefilled once a group, finished rows dropped, and
+        decoding steps compiled over a static cache where TRL is told `cache_implementation="static"`.
 
         Raises:
             ValueError: TRL was given a generation backend or options that the sampler does not serve.
@@ -163,13 +165,18 @@ class TrlSeam(UpdateSeam):
             "min_p": args.min_p is not None,
             "repetition_penalty": args.repetition_penalty != 1.0,
             "generation_kwargs": bool(args.generation_kwargs),
+            f"cache_implementation={args.cache_implementation!r}": args.cache_implementation
+            not in (None, "dynamic", "static"),
             "a sharded model": self.is_deepspeed_enabled or self.is_fsdp_enabled,
         }
         unserved = [name for name, used in options.items() if used]
         if unserved:
             raise ValueError(f"sampler='threefold' does not serve {', '.join(unserved)}; use sampler='trl'")
         model = self.accelerator.unwrap_model(self.model)
-        self._own_sampler = TransformersSampler(model, self._tokenizer, batch_size=batch_size)
+        compiled = CompiledDecoding(model) if args.cache_implementation == "static" else None
+        self._own_sampler = TransformersSampler(
+            model, self._tokenizer, batch_size=batch_size, compiled=compiled
+        )
 
     @contextmanager
     def _turn_limit(self, max_new_tokens: int) -> Iterator[None]:
