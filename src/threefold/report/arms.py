@@ -46,7 +46,7 @@ class Arm:
     name: str
     entries: tuple[Entry, ...]
     noise: str | None = None
-    """How the intrinsic reward was made noise, where the arm is a noise control."""
+    """How its rewards were made noise, where the arm is a noise control."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

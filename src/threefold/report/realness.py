@@ -106,9 +106,11 @@ def _dominance(run: Run) -> list[Finding]:
 
 def _no_control(run: Run) -> Finding:
     if setting_of(run, "credit", "noise_control"):
-        return Finding("This run is a noise control itself: its intrinsic reward is noise.", "plain", "Setup")
+        return Finding(
+            "This run is a noise control itself: rewards were dealt out at random.", "plain", "Setup"
+        )
     text = (
         "No noise control is beside it: give one of the same recipe with credit.noise_control set, "
-        "threefold view RUN CONTROL, to see whether the intrinsic reward does more than noise would."
+        "threefold view RUN CONTROL, to see whether the signal does more than noise would."
     )
     return Finding(text, "unknown")

@@ -284,11 +284,6 @@ class TrlSeam(UpdateSeam):
             logged.pop()
         logged.extend(gathered)
 
-    def _log_value(self, name: str, value: float) -> None:
-        """Hand a number to TRL's metrics, averaged over the logging interval and sent to every
-        `report_to`."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
 
 def _written(inputs: dict[str, Any], n_completion: int) -> list[int]:
     """Places in a row's completion that the agent wrote: all of them but in an environment."""
