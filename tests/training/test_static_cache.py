@@ -1,4 +1,4 @@
-"""TRL's `cache_implementation: static`: our sampler compiles its decoding steps, and TRL's own path takes it."""
+"""TRL's `cache_implementation: static`: our sampler compiles its decoding steps, and TRL's path takes it."""
 
 from __future__ import annotations
 
