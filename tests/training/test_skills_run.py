@@ -16,27 +16,27 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from test_resume import StopAt, weights
 from transformers import AutoModelForCausalLM
 
 from chat_server import chat_server
+from skill_parts import figures, files, hand_made, recipe_writer
 from threefold import GRPO
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation
 from threefold.envs.errands import Errands
 from threefold.recipe import parse_recipe
 from threefold.rollout.driver import Limits
-from threefold.skills.bank import Add, Bank
+from threefold.skills.bank import Add
 from threefold.skills.creator import Creation, Evidence
 from threefold.skills.evolution import Evolution
 from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
-from threefold.skills.store import VersionRecord, read_bank, read_record, versions, write_version
+from threefold.skills.store import read_bank, read_record, versions
 from threefold.training.run_directory import RunDirectory
 from threefold.training.skills import settings_of
 from threefold.trajectory import Credited, read_jsonl
-from tiny_parts import tiny_model, tiny_tokenizer
+from tiny_parts import tiny_model
 
 
 class Digits:
@@ -109,17 +109,6 @@ def trainer_in(build: Any, run: RunDirectory, executor: Any = None, **options: A
             **options,
         },
     )
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("step_time", "skills/seconds")
-    return [{k: v for k, v in line.items() if not k.startswith("time") and k not in clocks} for line in lines]
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def episodes(run: Path) -> list[Credited]:
@@ -221,52 +210,10 @@ def test_evaluating_in_the_middle_of_a_test_plays_one_version_and_draws_nothing(
 
 # Recipes
 
-SETTING = {
-    "environment.name": "errands",
-    "environment.turns": 3,
-    "environment.turn_tokens": 8,
-    "environment.completion_tokens": 500,
-    "environment.rewards": {"success": 1.0, "valid": 0.2},
-    "training.steps": 3,
-    "training.prompts_per_step": 2,
-    "training.group_size": 4,
-    "skills.creator": "placebo",
-    "skills.period": 1,
-    "skills.min_episodes": 4,
-    "skills.min_reservoir": 4,
-    "skills.capacity": 2,
-    "evaluation.problems": 2,
-    "evaluation.greedy": False,
-    "run.threads": 1,
-}
-
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write a recipe of errands with a placebo; keywords are dotted keys."""
-    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "cache"))
-    tiny_model(max_position_embeddings=4096).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-
-    def write(**changes: Any) -> Path:
-        paths = {"model.name": str(tmp_path / "model"), "run.dir": str(tmp_path / "run")}
-        data: dict[str, Any] = {}
-        for key, value in {**SETTING, **paths, **changes}.items():
-            section, _, name = key.partition(".")
-            data.setdefault(section, {})[name] = value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(data), encoding="utf-8")
-        return path
-
-    return write
-
-
-def hand_made(folder: Path) -> Path:
-    """A bank of two versions; v1 is in use."""
-    skill = Skill("ask-first", "You do not know where it is.", "Ask, then open what was named.")
-    write_version(folder, Bank("v0"), VersionRecord("v0"))
-    write_version(folder, Bank("v1", (skill,), "v0"), VersionRecord("v1", "v0", decision="accept"))
-    return folder
+    return recipe_writer(tmp_path, monkeypatch)
 
 
 def test_a_recipe_evolves_a_bank_and_eval_plays_under_any_version_of_it(recipe, tmp_path, capsys):
