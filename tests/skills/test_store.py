@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from errand_play import experiences
 
-from threefold.skills.bank import Add, Bank, operation_to_dict
+from threefold.skills.bank import Add, Bank, apply, operation_to_dict
+from threefold.skills.chat_creator import ChatCreator
+from threefold.skills.creator import Creator, Evidence
+from threefold.skills.memory_creator import MemoryCreator
+from threefold.skills.offline_creator import OfflineCreator
+from threefold.skills.placebo_creator import PlaceboCreator
 from threefold.skills.skill import Skill, SkillError
 from threefold.skills.skillrl import read_skillrl
 from threefold.skills.store import (
@@ -56,6 +62,30 @@ def test_the_reference_validator_accepts_the_bank(tmp_path: Path) -> None:
     write_version(tmp_path, BANK, RECORD)
     folders = list((tmp_path / "v1" / "skills").iterdir())
     assert [reference.validate(folder) for folder in folders] == [[], []]
+
+
+class Writer:
+    """A language model that adds one skill, whatever it is asked."""
+
+    def __call__(self, messages: Any) -> str:
+        skill = {"op": "add", "name": "Ask: first!", "when_to_use": "You begin: yes #1.", "action": "Ask."}
+        plan = {"insight": "None ask.", "diagnosis": "Few.", "assertions": []}
+        return json.dumps({**plan, "operations": [{**skill, "target": "ask"}]})
+
+
+@pytest.mark.parametrize(
+    "creator", [OfflineCreator(), ChatCreator(Writer()), PlaceboCreator(), MemoryCreator()], ids=type
+)
+def test_the_reference_validator_accepts_the_bank_of_every_creator(tmp_path: Path, creator: Creator) -> None:
+    reference = pytest.importorskip("skills_ref", reason="skills-ref is not installed")
+    seen = tuple(experiences())
+    evidence = Evidence(3, Bank("v0"), seen, tuple((e,) for e in seen[:2]), capacity=64)
+    bank = apply(evidence.bank, creator(evidence).operations, "v1", capacity=64)
+    folder = write_version(tmp_path, bank, VersionRecord("v1", "v0"))
+    skills = sorted((folder / "skills").iterdir())
+    assert [path.name for path in skills] == [*bank.names]
+    assert skills
+    assert [reference.validate(path) for path in skills] == [[]] * len(skills)
 
 
 def test_a_version_is_never_overwritten_unless_asked(tmp_path: Path) -> None:

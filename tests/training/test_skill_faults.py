@@ -157,6 +157,8 @@ def test_what_was_refused_is_on_no_disk_and_what_was_tested_is_whole(run: Run) -
     assert read_record(bank, "v1").decision == "reject"
     assert bank_from_dict(run.state["bank"]).names == read_bank(bank, "v0").names == ("ask-first",)
     assert main(["skills", "validate", str(run.path)]) == 0
+    reference = pytest.importorskip("skills_ref", reason="skills-ref is not installed")
+    assert not any(reference.validate(file.parent) for file in bank.rglob("SKILL.md"))
     assert sorted(p.name for p in bank.iterdir()) == versions(bank)  # nothing half, nothing outside
 
 

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 from test_resume import StopAt, weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from chat_server import chat_server
-from skill_parts import figures, files, hand_made, recipe_writer
+from chat_server import Reply, chat_server
+from skill_parts import QUIET, figures, files, hand_made, recipe_writer
 from threefold import GRPO
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation
@@ -137,6 +139,27 @@ def test_a_run_that_ends_inside_a_test_or_a_creation_resumes_bit_for_bit(build, 
     assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
     assert files(one / "bank") == files(other / "bank")
     assert {event.kind for event in through.skills.events} == {"testing", "accept", "reject"}
+
+
+def test_a_creation_runs_beside_the_update(build, tmp_path):
+    """The first creation waits for the update that it was begun before: in its way, it would wait in vain."""
+    updated = threading.Event()
+
+    class Tells(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            updated.set()
+
+    def patient(evidence: Evidence) -> Creation:
+        if not updated.wait(timeout=120):
+            raise AssertionError("the update waits for the creation")
+        return one_more(evidence)
+
+    with ThreadPoolExecutor(1) as pool:
+        loop = Evolution(patient, settings=SETTINGS, seed=3, executor=pool)
+        run = RunDirectory(tmp_path / "run")
+        trainer_in(build, run, skills=loop, callbacks=[Tells()], args={"max_steps": 2}).train()
+    assert loop.events[0].kind == "testing"
+    assert loop.events[0].step == 2  # it was begun before the update of step 1
 
 
 def test_a_checkpoint_without_skills_is_refused(build, tmp_path):
@@ -400,6 +423,77 @@ def test_a_retrieval_memory_shows_one_success_of_a_like_task(recipe, tmp_path):
     shown = {e.opening.text.count("<skill name=") for e in played}
     assert shown == {1}
     assert all(name.startswith("memory-") for e in played for turn in e.turns for name in turn.skills)
+
+
+def adding(body: dict[str, Any]) -> str:
+    """A language model that adds a skill in every creation; the same question has the same answer."""
+    name = f"skill-{zlib.crc32(json.dumps(body['messages']).encode())}"
+    skill = {"op": "add", "name": name, "when_to_use": "You begin.", "action": "Ask."}
+    return json.dumps(
+        {
+            "insight": f"Nobody asks ({name}).",
+            "diagnosis": "Few ask.",
+            "assertions": [],
+            "operations": [{**skill, "target": name}],
+        }
+    )
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again_resumes_to_the_same_run(recipe, tmp_path):
+    """kill -9 while the language model is being asked, in the middle of a test, and where a version is
+    written; nothing whose answer is on the disk is asked again."""
+    asked: list[str] = []
+    being_asked = threading.Event()
+    slow = threading.Event()
+
+    def writer(body: dict[str, Any]) -> Reply | str:
+        asked.append(json.dumps(body["messages"]))
+        if slow.is_set() and body["messages"][0]["content"].startswith("You decide"):
+            being_asked.set()
+            return Reply(adding(body), delay_s=30.0)
+        return adding(body)
+
+    changes = {"training.steps": 9, "training.save_every": 2, "skills.period": 3, "skills.capacity": 3}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    one, other = tmp_path / "whole", tmp_path / "killed"
+    with chat_server(writer) as server:
+        chat = {"base_url": server.url, "model": "writer"}
+        path = recipe(
+            **{"skills.creator": "chat", "skills.chat": chat, "skills.groups": 2, **QUIET, **changes}
+        )
+        command = [sys.executable, "-m", "threefold.cli", "train", str(path), "--quiet"]
+        subprocess.run([*command, f"run.dir={one}"], env=environment, check=True)
+
+        def in_a_test() -> bool:
+            record = other / "bank" / "v1" / "version.json"
+            return record.exists() and len(json.loads(record.read_text())["test"]) == 2
+
+        def writing() -> bool:
+            return len(list((other / "bank").glob("v2"))) > 0 or len(list((other / "bank").glob(".v2-*"))) > 0
+
+        asked.clear()
+        slow.set()
+        for resume, moment in (([], being_asked.is_set), (["--resume"], in_a_test), (["--resume"], writing)):
+            process = subprocess.Popen([*command, f"run.dir={other}", *resume], env=environment)
+            deadline = time.monotonic() + 240
+            while not moment():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            slow.clear()
+        subprocess.run([*command, f"run.dir={other}", "--resume"], env=environment, check=True)
+    assert figures(one) == figures(other)
+    assert files(one / "bank") == files(other / "bank")
+    assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
+    assert (one / "model" / "model.safetensors").read_bytes() == (
+        other / "model" / "model.safetensors"
+    ).read_bytes()
+    assert {"accept", "reject"} & {read_record(other / "bank", v).decision for v in versions(other / "bank")}
+    again = {question for question in asked if asked.count(question) > 1 and "word yes" not in question}
+    assert len(again) <= 1  # the one that was on its way when the process was killed
 
 
 @pytest.mark.slow
