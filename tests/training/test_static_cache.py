@@ -1,4 +1,4 @@
-"""TRL's `cache_implementation: static`: our sampler compiles its decoding steps, and TRL's path takes it."""
+"""TRL's `cache_implementation: static`: our sampler compiles its steps, and TRL's own path takes it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ model: {{name: {model}}}
 data: {{train: {data}, test: {data}}}
 prompt: {{style: generic}}
 training:
-  {{steps: 1, prompts_per_step: 2, group_size: 4, max_completion_tokens: 4, trl: {trl}}}
+  {{steps: 1, prompts_per_step: 2, group_size: 4, max_completion_tokens: 4,
+    trl: {{cache_implementation: static}}}}
 evaluation: {{before: false, after: false}}
 run: {{dir: {run}, threads: 1}}
 """
@@ -69,14 +70,10 @@ run: {{dir: {run}, threads: 1}}
 @pytest.mark.parametrize("sampler", ["trl", "threefold"])
 def test_a_recipe_hands_it_on(tmp_path, model_folder, sampler):
     """Checked for either sampler, and TRL's own path takes a step with it."""
-    data, recipe = tmp_path / "sums.jsonl", tmp_path / "recipe.yaml"
+    data, recipe, run = tmp_path / "sums.jsonl", tmp_path / "recipe.yaml", tmp_path / "run"
     rows = [{"question": f"{i}+{j}=", "answer": str(i + j)} for i in range(3) for j in range(3)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    run = tmp_path / "run"
-    recipe.write_text(
-        RECIPE.format(model=model_folder, data=data, run=run, trl="{cache_implementation: static}"),
-        encoding="utf-8",
-    )
+    recipe.write_text(RECIPE.format(model=model_folder, data=data, run=run), encoding="utf-8")
     train = ["train", str(recipe), f"training.sampler={sampler}"]
     assert main([*train, "--dry-run"]) == 0
     if sampler == "trl":
