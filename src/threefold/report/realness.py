@@ -18,7 +18,6 @@ from threefold.report.findings import (
     weights_of,
 )
 from threefold.report.intervals import change
-from threefold.report.learning import PRIMARY
 from threefold.report.reading import Run
 
 DOMINANT = 0.9
@@ -62,7 +61,7 @@ def _dead_groups(run: Run) -> list[Finding]:
     )
     text = f"Dead groups, whose outcomes are all equal: {mean:.0%} of all ({parts})"
     text += f"; {course_in_words(moved, percent=True)}." if moved is not None else "."
-    paid = any(weights_of(run).get(name, 1.0) for name in PRIMARY) or not weights_of(run)
+    paid = weights_of(run).get("success") != 0
     if not paid:
         text += " Success is only watched here: other rewards pay."
     findings = [Finding(text, "bad" if paid and mean > 0.9 else "plain", "Groups")]
