@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """What makes the page again: without the places of files, and with the runs that --report-only left out."""
+    """What makes the page again, runs included, without the places of files."""
     words = [word for word in argv if word != "--report-only"]
     for place in ("--runs", "--results"):
         if place in words:
