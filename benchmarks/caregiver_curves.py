@@ -69,12 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             with ThreadPoolExecutor(options.at_once) as pool:
                 done = list(pool.map(lambda cell: run_cell(cell[0], cell[1], options), batch))
                 failed += [cell for cell, fine in zip(batch, done, strict=True) if not fine]
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--report-only"]
-    command = " ".join(["python benchmarks/caregiver_curves.py", *words])  # the one that made the cells
-    write(options, command)
+    write(options, command_of(sys.argv[1:] if argv is None else argv))
     for arm, seed in failed:
         print(f"failed: {arm}, seed {seed}; see {options.runs / f'{arm}-{seed}.log'}")
     return 1 if failed else 0
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """What makes the page again, runs included, without the places of files."""
+    words = [word for word in argv if word != "--report-only"]
+    for place in ("--runs", "--results"):
+        if place in words:
+            at = words.index(place)
+            del words[at : at + 2]
+    return " ".join(["python benchmarks/caregiver_curves.py", *words])
 
 
 def batches(arms: Sequence[str], seeds: Sequence[int], at_once: int) -> Iterator[list[tuple[str, int]]]:

@@ -39,6 +39,11 @@ class Parser(argparse.ArgumentParser):
         if found:
             valid = [word.strip(" '") for word in found[3].split(",")]
             message = f"{found[1]}{_nearest(found[2], valid)} (choose from {', '.join(valid)})"
+        elif message.startswith("the following arguments are required"):
+            if self.commands:
+                message += f" ({', '.join(self.commands)}; {self.prog} -h says what each does)"
+            elif self.examples:
+                message += f"; for example: {self.examples[0]}"
         super().error(message)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:

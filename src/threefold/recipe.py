@@ -8,6 +8,7 @@ training.steps=40` overrides single keys by their dotted path.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -299,7 +300,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is a folder; name the recipe in it ({inside})")
     if not path.is_file():
         nearby = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.stem, [Path(name).stem for name in nearby], n=1)
         hint = f"; recipes there: {', '.join(nearby)}" if nearby else ""
+        hint = f"; did you mean {path.parent / close[0]}.yaml?" if close else hint
         raise RecipeError(f"no recipe at {path}{hint}")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -367,15 +370,25 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         valid = _valid_names(path[:-1])
         nearest = difflib.get_close_matches(path[-1], valid, n=1, cutoff=0.5)
+        if len(path) == 1:  # a key without its section
+            nearest = [f"{part}.{key}" for part in valid if key in _valid_names([part], [])] or nearest
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         return f"unknown key {key!r}{hint} (valid here: {', '.join(valid)})"
     if problem["type"] == "value_error":
         return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+    if problem["type"] == "model_type":
+        names = ", ".join(f"{key}.{name}" for name in _valid_names(path))
+        return f"{key} = {problem['input']!r}: {key} is a section, with the keys {names}"
     says = problem["msg"].replace("a valid list", "a list, such as [...]")
+    if problem["type"] == "literal_error":
+        valid = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        nearest = difflib.get_close_matches(str(problem["input"]), valid, n=1)
+        says += f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"{key} = {problem['input']!r}: {says[:1].lower()}{says[1:]}"
 
 
-def _valid_names(path: Sequence[str]) -> list[str]:
+def _valid_names(path: Sequence[str], otherwise: list[str] | None = None) -> list[str]:
+    """The keys of a section; `otherwise`, by default the sections, where the path leads to a value."""
     node: Any = Recipe
     for name in path:
         if name.isdigit():  # an entry of a list: its section is known already
@@ -387,6 +400,8 @@ def _valid_names(path: Sequence[str]) -> list[str]:
                 for a in (annotation, *getattr(annotation, "__args__", ()))
                 if isinstance(a, type) and issubclass(a, BaseModel)
             ),
-            Recipe,
+            None,
         )
+        if node is None:
+            return list(Recipe.model_fields) if otherwise is None else otherwise
     return list(node.model_fields)

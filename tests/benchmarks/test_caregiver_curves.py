@@ -120,6 +120,21 @@ def test_a_seed_is_whole_before_the_next_begins_and_its_first_arm_goes_ahead() -
     assert two == [[("a", 0), ("a", 1)], [("b", 0), ("b", 1)], [("a", 2)], [("b", 2)]]
 
 
+def test_the_page_s_command_names_no_place_of_files() -> None:
+    words = [
+        "--arms",
+        "grpo",
+        "--report-only",
+        "--runs",
+        "/tmp/runs",
+        "--seeds",
+        "0",
+        "--results",
+        "/tmp/out",
+    ]
+    assert caregiver_curves.command_of(words) == "python benchmarks/caregiver_curves.py --arms grpo --seeds 0"
+
+
 def test_the_first_sentences_say_what_held_and_what_did_not() -> None:
     def row(arm: str, score: str, low: float, high: float, against: str = "grpo") -> dict[str, Any]:
         return {"arm": arm, "against": against, "score": score, "interval_95": [low, high]}

@@ -20,9 +20,9 @@ def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "threefold: error: the following arguments are required: COMMAND"),
+        ("", "the following arguments are required: COMMAND (train, init, doctor, "),
         ("trian r.yaml", "invalid choice: 'trian'; did you mean train? (choose from train, init, "),
-        ("train", "threefold train: error: the following arguments are required: recipe\n"),
+        ("train", "the following arguments are required: recipe; for example: threefold train recipes/"),
         ("train r.yaml --dryrun", "--dryrun is no option of threefold train; did you mean --dry-run?"),
         ("train r.yaml --steps 3", "keys of the recipe are given without dashes, such as training.steps=40"),
         ("train r.yaml a=1 --quiet nothing", "one argument too many: nothing"),

@@ -33,6 +33,19 @@ def test_run_of_a_config_alone_names_every_other_file(tmp_path: Path) -> None:
         assert f"{name} is missing" in notes
 
 
+def test_a_run_that_is_spelt_wrong_is_named_rightly(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "metrics.jsonl").touch()
+    (tmp_path / "fist-notes").mkdir()  # holds no run
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*fist; did you mean .*first\?"):
+        read_run(tmp_path / "fist")
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*; runs there: [^,]*first$"):
+        read_run(tmp_path / "zzz")
+    with pytest.raises(FileNotFoundError, match=r"recipe.yaml is a file; give the folder of a run"):
+        read_run(tmp_path / "recipe.yaml")
+
+
 def test_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("shopping", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match=r"holds no run: none of config\.yaml"):
@@ -40,7 +53,7 @@ def test_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         read_run(tmp_path / "nowhere")
 
 

@@ -31,6 +31,9 @@ from threefold.recipe_credit import METHODS, Credit, method_settings
         ({"credit": {"method": "ispo", "combine": "both"}}, "credit.combine = 'both'"),
         ({"credit": {"method": "ispo", "lambda_ifd": -1}}, "credit.lambda_ifd = -1"),
         ({"model": {"dtype": "fp8"}}, "model.dtype = 'fp8'"),
+        ({"steps": 4}, "unknown key 'steps'; did you mean 'training.steps'? (valid here: model, data, "),
+        ({"model": "embedded"}, "model = 'embedded': model is a section, with the keys model.name, "),
+        ({"credit": {"method": "t2-grpo"}}, "or 'summed_grpo'; did you mean 't2grpo'?"),
     ],
 )
 def test_a_bad_key_or_value_is_refused_by_name(data: dict, message: str) -> None:
@@ -80,8 +83,10 @@ def test_a_malformed_override_is_refused(tmp_path, override: str) -> None:
 
 def test_a_missing_or_broken_file_is_refused(tmp_path) -> None:
     (tmp_path / "other.yaml").write_text("a: [", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"no recipe at .*recipes there: other\.yaml"):
+    with pytest.raises(RecipeError, match=r"no recipe at .*demo.yaml; recipes there: other\.yaml"):
         load_recipe(tmp_path / "demo.yaml")
+    with pytest.raises(RecipeError, match=r"no recipe at .*other; did you mean .*other\.yaml\?"):
+        load_recipe(tmp_path / "other")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(tmp_path / "other.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")

@@ -7,6 +7,7 @@ page shows these sentences at its top.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,10 +81,12 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
     Raises:
         FileNotFoundError: The directory does not exist, or holds none of the files of a run.
     """
-    if not run_dir.is_dir():
+    if run_dir.is_file():
         raise FileNotFoundError(
-            f"{run_dir} is not a run directory: give the directory that holds metrics.jsonl"
+            f"{run_dir} is a file; give the folder of a run, which run.dir of its recipe names"
         )
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"there is no folder {run_dir}{_runs_near(run_dir)}")
     if not any((run_dir / name).is_file() for name in FILES):
         raise FileNotFoundError(f"{run_dir} holds no run: none of {', '.join(FILES)} is in it")
     notes: list[str] = []
@@ -108,6 +111,16 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
         episodes=episodes,
         notes=tuple(notes),
     )
+
+
+def _runs_near(run_dir: Path) -> str:
+    """The end of a sentence: the runs beside a folder that is not there, the likeliest first."""
+    beside = sorted(run_dir.parent.iterdir()) if run_dir.parent.is_dir() else []
+    runs = [path for path in beside if any((path / name).is_file() for name in FILES)]
+    near = difflib.get_close_matches(run_dir.name, [path.name for path in runs], n=1)
+    if near:
+        return f"; did you mean {run_dir.parent / near[0]}?"
+    return f"; runs there: {', '.join(str(path) for path in runs[:8])}" if runs else ""
 
 
 def _read_config(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], str]:
