@@ -1,6 +1,7 @@
 """Recipes are read strictly: what is wrong is named with its key, its value and the nearest valid name."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -15,6 +16,8 @@ from threefold.credit.rl_zvp import RLZVP
 from threefold.credit.turn_trajectory import T2GRPO
 from threefold.recipe import Recipe, RecipeError, build_credit, load_recipe, parse_recipe
 from threefold.recipe_credit import METHODS, Credit, method_settings
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize(
@@ -189,19 +192,7 @@ def test_credit_per_token_is_refused_with_sequence_ratios_before_anything_is_loa
         parse_recipe({"credit": {"method": "gtpo"}, "training": masked})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "demo",
-        "gsm8k",
-        "ispo-paper",
-        "caregiver",
-        "caregiver-accelerator",
-        "textworld",
-        "textworld-0.5b",
-        "scienceworld",
-    ],
-)
-def test_the_recipes_that_ship_are_valid(name: str, pytestconfig) -> None:
-    recipe = load_recipe(pytestconfig.rootpath / f"recipes/{name}.yaml")
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml"))])
+def test_the_recipes_that_ship_are_valid(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert isinstance(recipe, Recipe)
