@@ -121,6 +121,21 @@ def test_rewards_beside_success_are_heard(
     assert "Success is only watched here" in dead.text
 
 
+def test_a_run_that_has_not_ended_shows_what_was_before_it(tmp_path: Path) -> None:
+    path = metrics(tmp_path / "run", 20, signal__outcome=lambda step: step / 20)
+    scores = {"success": {"mean": 0.02, "low": 0.0, "high": 0.06}}
+    before = {"evaluations": [{"mode": "sampled", "scores": scores}]}
+    (path / "before.json").write_text(json.dumps(before), encoding="utf-8")
+    run = read_run(path)
+    assert [evaluation.name for evaluation in run.evaluations] == ["before, sampled"]
+    assert "evaluation.json is missing: there are no results after training." in run.notes
+    answer = learning(run)
+    assert "success 2.0 % [0.0, 6.0] before training; no result after it." in texts(answer)
+    assert answer.verdict == "In training, yes; held out not known"
+    (path / "before.json").write_text('{"evaluations": [{"mode": "samp', encoding="utf-8")
+    assert read_run(path).evaluations == ()
+
+
 def test_a_format_alone_is_named(tmp_path: Path) -> None:
     path = metrics(tmp_path / "run", 20, reward=lambda step: 1.0)
     scores = {name: {"mean": 0.5} for name in ("strict", "last_number")}

@@ -97,8 +97,13 @@ def _no_gain(run: Run) -> Finding:
                 said = in_words(e.scores[name], percent=True)
                 text = f"Held out, {e.mode}: {name} {said} after training; the gain was not measured."
                 return Finding(text, "unknown", "Held out")
-    if any(e.when == "before" for e in run.evaluations) and not after:
-        return Finding("The evaluation after training is not there yet.", "unknown")
+    before = [(e.mode, name, e.scores[name]) for e in run.evaluations for name in PRIMARY if name in e.scores]
+    if before and not after:
+        mode, name, score = before[0]
+        text = (
+            f"Held out, {mode}: {name} {in_words(score, percent=True)} before training; no result after it."
+        )
+        return Finding(text, "unknown", "Held out")
     return Finding("Nothing was measured on held-out problems.", "unknown")
 
 

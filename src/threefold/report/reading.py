@@ -93,10 +93,7 @@ def read_run(run_dir: Path, episode_limit: int = 400) -> Run:
     config, config_text = _read_config(run_dir / "config.yaml", notes)
     environment = _read_json(run_dir / "environment.json", "versions and machine are unknown", notes)
     metrics = _read_metrics(run_dir / "metrics.jsonl", notes)
-    evaluation = _read_json(
-        run_dir / "evaluation.json", "there are no results before and after training", notes
-    )
-    evaluations, gains = evaluations_of(evaluation, notes)
+    evaluations, gains = _read_evaluations(run_dir, notes)
     episodes = sample_episodes(run_dir, episode_limit) if episode_limit else EpisodeSample()
     notes.extend(episodes.notes)
     return Run(
@@ -121,6 +118,20 @@ def _runs_near(run_dir: Path) -> str:
     if near:
         return f"; did you mean {run_dir.parent / near[0]}?"
     return f"; runs there: {', '.join(str(path) for path in runs[:8])}" if runs else ""
+
+
+def _read_evaluations(run_dir: Path, notes: list[str]) -> tuple[tuple[Evaluation, ...], tuple[Gain, ...]]:
+    """Those before and after training; of a run that has not come to its end, those before."""
+    if (run_dir / "evaluation.json").is_file() or not (run_dir / "before.json").is_file():
+        data = _read_json(
+            run_dir / "evaluation.json", "there are no results before and after training", notes
+        )
+        return evaluations_of(data, notes)
+    notes.append("evaluation.json is missing: there are no results after training.")
+    data = _read_json(run_dir / "before.json", "there are no results before training", notes)
+    entries = data.get("evaluations")
+    whole = [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+    return evaluations_of({"evaluations": [{**e, "when": "before"} for e in whole]}, notes, "before.json")
 
 
 def _read_config(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], str]:
