@@ -6,15 +6,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from threefold.rollout.samplers import Sample, SamplingParameters, Session
+from threefold.credit.importance import Importance, figures, ratios
+from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParameters, Session
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
+from threefold.training.gathering import gather_rows
 from threefold.training.trl_seam.update import UpdateSeam
+
+_BATCH = 256
+"""Most rows that our sampler decodes at once."""
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Generation:
     where it needs them, then the reference model's where beta > 0."""
     sampled: list[Sample] = field(default_factory=list)
     """What our sampler drew, in its order; empty where another one did."""
+    policy_logp_BT: Tensor | None = None
+    """Log-probabilities of the local rows under the policy, where they were measured."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spent(self, what: str, started: float) -> None:
@@ -45,7 +52,12 @@ class TrlSeam(UpdateSeam):
     _ready: Candidates | None = None
     """Episodes that were generated and scored ahead: TRL is given these instead of making others."""
     _capturing = False
-    _own_sampler: TransformersSampler | None = None
+    _own_sampler: Sampler | None = None
+    _samples_policy = False
+    """Whether our sampler draws from the policy itself, not from an engine's copy."""
+    _pushed_at: int | None = None
+    importance: Importance | None = None
+    """How advantages are weighed where another engine sampled; None does not."""
 
     def _watching(self) -> bool:
         """Whether this batch is to be watched; False leaves TRL entirely alone."""
@@ -71,10 +83,30 @@ class TrlSeam(UpdateSeam):
             self._capturing = False
             self._generation = self._ready = None
         advantages = self._credit(output, generation)
+        if self.importance is not None:
+            credited = output["advantages"] if advantages is None else advantages
+            advantages = self._weigh(credited, output, generation, self.importance)
         if advantages is not None:
             output["advantages"] = advantages
             self._replace_logged_advantages(advantages)
         return output
+
+    def _weigh(
+        self, advantages: Tensor, output: dict[str, Any], generation: Generation, importance: Importance
+    ) -> Tensor:
+        """The local rows' advantages, weighed by the ratio of the policy and the engine that sampled."""
+        sampled_BT = output.get("sampling_per_token_logps")
+        if sampled_BT is None or generation.policy_logp_BT is None:
+            raise ValueError(
+                "importance= compares the policy with whoever sampled, and the episodes came without "
+                "log-probabilities: give them under 'logprobs' in what rollout_func answers, or sample with "
+                "sampler='threefold' or an engine"
+            )
+        mask_BT, _ = turns_of(output)
+        weights = ratios(generation.policy_logp_BT, sampled_BT, mask_BT, importance)
+        for name, value in figures(gather_rows(self.accelerator, weights.tallies(mask_BT))).items():
+            self._log_value(name, value)
+        return weights.fold(advantages)
 
     def _generate_candidates(self, inputs: list[dict[str, Any]]) -> Candidates:
         """Generate and score an episode of each row, as TRL would. Its logs count every one of them."""
@@ -108,11 +140,14 @@ class TrlSeam(UpdateSeam):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        parameters = replace(self._sampling(), entropies=self._wants_sampled_scores())
+        wants_entropies = self._uses_sampled_scores and self._wants_sampled_scores()
+        parameters = replace(self._sampling(), entropies=wants_entropies)
+        self._push_weights()
         samples = self._own_sampler.generate(prompt_ids, parameters)
         if self._generation is not None:
             self._generation.sampled += samples
-        return [list(sample.token_ids) for sample in samples], None
+        logprobs = [list(sample.logprobs) for sample in samples] if self.importance is not None else None
+        return [list(sample.token_ids) for sample in samples], logprobs
 
     def _sampling(self) -> SamplingParameters:
         return SamplingParameters(
@@ -123,14 +158,21 @@ class TrlSeam(UpdateSeam):
         )
 
     def _session(self) -> Session | None:
-        """Dialogues that keep their cache between turns, where our sampler generates; else None."""
-        return None if self._own_sampler is None else self._own_sampler.session(self._sampling())
+        """Dialogues that keep their cache between turns, where a sampler of ours has such; else None."""
+        make = getattr(self._own_sampler, "session", None)
+        if make is None:
+            return None
+        self._push_weights()
+        return make(self._sampling())
 
-    def _sample_ourselves(self, batch_size: int) -> None:
-        """Generate with Threefold's sampler: prompts prefilled once a group, finished rows dropped.
+    def _sample_with(self, sampler: Literal["threefold"] | Sampler) -> None:
+        """Generate with "threefold", our sampler on the policy itself (prompts prefilled once a group,
+        finished rows dropped), or with a sampler of any other kind. An engine is given the weights, so that
+        one that cannot hold them says so now.
 
         Raises:
-            ValueError: TRL was given a generation backend or options that the sampler does not serve.
+            ValueError: TRL was given a generation backend or options that our samplers do not serve, or an
+                engine cannot hold this model.
         """
         args = self.args
         options = {
@@ -143,9 +185,34 @@ class TrlSeam(UpdateSeam):
         }
         unserved = [name for name, used in options.items() if used]
         if unserved:
-            raise ValueError(f"sampler='threefold' does not serve {', '.join(unserved)}; use sampler='trl'")
+            given = repr(sampler) if isinstance(sampler, str) else type(sampler).__name__
+            raise ValueError(f"sampler={given} does not serve {', '.join(unserved)}; use sampler='trl'")
         model = self.accelerator.unwrap_model(self.model)
-        self._own_sampler = TransformersSampler(model, self._tokenizer, batch_size=batch_size)
+        self._samples_policy = isinstance(sampler, str)
+        self._own_sampler = (
+            TransformersSampler(model, self._tokenizer, batch_size=_BATCH)
+            if isinstance(sampler, str)
+            else sampler
+        )
+        self._push_weights()
+        self._pushed_at = None  # a checkpoint may be loaded before the first step
+
+    def _push_weights(self) -> None:
+        """Bring an engine the policy's weights where an update has changed them."""
+        engine = self._own_sampler
+        if not isinstance(engine, Engine) or self._pushed_at == self.state.global_step:
+            return
+        started = time.perf_counter()
+        engine.push(self.accelerator.unwrap_model(self.model))
+        self._pushed_at = self.state.global_step
+        if self._generation is not None:
+            self._generation.spent("push", started)
+
+    @property
+    def _uses_sampled_scores(self) -> bool:
+        """Whether the scores that tokens were drawn with stand for the policy's. Where the two are compared
+        they do not."""
+        return self._samples_policy and self.importance is None
 
     @contextmanager
     def _turn_limit(self, max_new_tokens: int) -> Iterator[None]:
@@ -222,7 +289,9 @@ class TrlSeam(UpdateSeam):
         samples = generation.sampled
         drawn = [list(sample.token_ids) for sample in samples]
         exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        if not exact or drawn != generation.completion_ids or any(s.entropies is None for s in samples):
+        if not (exact and self._uses_sampled_scores):
+            return None
+        if drawn != generation.completion_ids or any(s.entropies is None for s in samples):
             return None
         scores = torch.zeros(2, len(samples), n_completion, device=self.accelerator.device)
         for row, sample in enumerate(samples):
