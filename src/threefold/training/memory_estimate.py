@@ -71,10 +71,7 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
         "frozen initial model (signals)": frozen_copy
         if "base" in needs or (recipe.training.signals_base and recipe.training.signals_every)
         else 0,
-        "vLLM's weights and cache": parameters * (2 if engine.dtype == "bf16" else 4)
-        + engine.cache_gib * 2**30
-        if recipe.training.sampler == "vllm"
-        else 0,
+        "vLLM's weights and cache": _engine_bytes(recipe, parameters),
     }
     tokens = plan.micro_batch * length
     per_token = _ACTIVATION_BYTES * computed / 2
