@@ -174,10 +174,6 @@ class Vllm(_Part):
     """Memory of its keys and values."""
     max_model_len: int | None = Field(None, ge=1)
     """Most tokens of a prompt with its completion; None is the model's context, or what the cache holds."""
-    importance: Literal["token", "sequence", "off"] = "token"
-    """Weigh advantages by the ratio of policy and engine, for each token or episode; see docs/speed.md."""
-    importance_cap: float = Field(3.0, ge=1)
-    """Largest such ratio."""
 
 
 class Training(_Part):
@@ -210,10 +206,16 @@ class Training(_Part):
     save_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0 saves one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    sampler: Literal["auto", "threefold", "vllm", "trl"] = "auto"
+    sampler: Literal["auto", "threefold", "threefold-bf16", "vllm", "trl"] = "auto"
     """Who generates. "threefold" prefills each prompt once for its whole group and drops finished rows;
-    "vllm" is vLLM on a CPU, with weights of its own; "trl" is TRL's own path (transformers, continuous
-    batching, vLLM on accelerators). "auto" is "threefold" on one process without vLLM, else "trl"."""
+    "threefold-bf16" does so with a copy of the policy in bf16; "vllm" is vLLM on a CPU; "trl" is TRL's own
+    path (transformers, continuous batching, vLLM on accelerators). "auto" is "threefold" on one process
+    without vLLM, else "trl"."""
+    importance: Literal["token", "sequence", "off"] = "token"
+    """With "threefold-bf16" and "vllm", which sample from weights of their own: weigh advantages by the ratio
+    of policy and engine, for each token or episode."""
+    importance_cap: float = Field(3.0, ge=1)
+    """Largest such ratio."""
     vllm: Vllm = Field(default_factory=Vllm)
     dynamic_sampling: DynamicSampling | None = None
     """Replace dead groups by groups of other prompts; None leaves them."""

@@ -13,6 +13,7 @@ from threefold import GRPO, Limits, Speedups, ThreefoldTrainer
 from threefold.credit.importance import Importance
 from threefold.envs.base import Observation
 from threefold.envs.toy import EchoThenNext
+from threefold.rollout.samplers.half import HalfSampler
 from threefold.rollout.samplers.transformers import TransformersSampler
 from tiny_parts import tiny_model
 
@@ -246,7 +247,22 @@ def test_an_engine_gets_the_weights_of_every_update_once(build, tmp_path):
     assert len(lines) == 3
     for line in lines:
         assert line["importance/gap"] < 1e-5
-        assert line["time/push"] >= 0
+        assert line["engine/push_seconds"] >= 0
+    trainer.train()  # counts its steps from 0 again, with the weights that the first training left
+    assert engine.pushes == 1 + 3 + 3
+    assert trainer.logged[-2]["importance/gap"] < 1e-5
+
+
+def test_a_copy_in_bf16_trains_and_is_weighed(build):
+    """What the trainer has patched on the policy does not reach the copy; ratios are near 1, and not 1."""
+    trainer = step(
+        build, {"max_steps": 3, "learning_rate": 1e-3}, sampler=HalfSampler(), importance=Importance()
+    )
+    assert len(trainer.outputs) == 3
+    for logged in trainer.logged[:3]:
+        assert 1e-5 < logged["importance/gap"] < 0.02
+        assert logged["importance/ratio"] == pytest.approx(1, abs=0.01)
+        assert logged["importance/capped"] == 0
 
 
 def test_an_engine_is_never_taken_for_the_policy(build):

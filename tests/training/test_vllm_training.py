@@ -141,16 +141,17 @@ def test_the_embedded_model_trains_from_it(build, tmp_path, engine):
 @pytest.mark.parametrize(
     ("settings", "processes", "message"),
     [
-        ({"training": {"kl": 0.1}}, 1, "training.kl=0 or training.vllm.importance=off"),
-        ({"training": {"ratio": "sequence"}}, 1, "set training.vllm.importance=sequence"),
+        ({"training": {"kl": 0.1}}, 1, "training.kl=0 or training.importance=off"),
+        ({"training": {"ratio": "sequence"}}, 1, "set training.importance=sequence"),
         ({"training": {"loss": "vespo"}}, 1, "vespo is not linear"),
         ({"training": {"trl": {"use_vllm": True}}}, 1, "another backend"),
         ({"model": {"lora": {}}}, 1, "leave out model.lora"),
         ({}, 2, "one process, this run has 2"),
     ],
 )
-def test_what_the_engine_does_not_serve_is_refused_by_key(settings, processes, message):
-    training = {"sampler": "vllm", **settings.get("training", {})}
+@pytest.mark.parametrize("sampler", ["vllm", "threefold-bf16"])
+def test_what_an_engine_does_not_serve_is_refused_by_key(sampler, settings, processes, message):
+    training = {"sampler": sampler, **settings.get("training", {})}
     recipe = parse_recipe({**settings, "training": training})
     with pytest.raises(RecipeError, match=message):
         engines.check_sampler(recipe, processes)

@@ -71,7 +71,7 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
         "frozen initial model (signals)": frozen_copy
         if "base" in needs or (recipe.training.signals_base and recipe.training.signals_every)
         else 0,
-        "vLLM's weights and cache": _engine_bytes(recipe, parameters),
+        "the engine's weights and cache": _engine_bytes(recipe, parameters),
     }
     tokens = plan.micro_batch * length
     per_token = _ACTIVATION_BYTES * computed / 2
@@ -102,6 +102,8 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
 
 def _engine_bytes(recipe: Recipe, parameters: int) -> float:
     engine = recipe.training.vllm
+    if recipe.training.sampler == "threefold-bf16":
+        return parameters * 2
     if recipe.training.sampler != "vllm":
         return 0
     return parameters * (2 if engine.dtype == "bf16" else 4) + engine.cache_gib * 2**30

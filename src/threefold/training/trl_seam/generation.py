@@ -194,8 +194,8 @@ class TrlSeam(UpdateSeam):
             if isinstance(sampler, str)
             else sampler
         )
+        self._pushed_at = None
         self._push_weights()
-        self._pushed_at = None  # a checkpoint may be loaded before the first step
 
     def _push_weights(self) -> None:
         """Bring an engine the policy's weights where an update has changed them."""
@@ -205,8 +205,8 @@ class TrlSeam(UpdateSeam):
         started = time.perf_counter()
         engine.push(self.accelerator.unwrap_model(self.model))
         self._pushed_at = self.state.global_step
-        if self._generation is not None:
-            self._generation.spent("push", started)
+        if self._generation is not None:  # part of time/generate, so no time of its own
+            self._log_value("engine/push_seconds", time.perf_counter() - started)
 
     @property
     def _uses_sampled_scores(self) -> bool:
