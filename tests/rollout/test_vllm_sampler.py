@@ -196,6 +196,14 @@ def test_models_that_it_cannot_hold_are_refused_with_the_reason():
 
 
 @needs_vllm
+def test_weights_that_do_not_arrive_are_noticed():
+    model = model_for_vllm()
+    model.state_dict = dict  # vLLM only warns of what it misses, and goes on with random weights
+    with pytest.raises(ValueError, match=r"nats from the model's on average"):
+        VllmSampler(cache_gib=0.25).push(model)
+
+
+@needs_vllm
 @pytest.mark.parametrize(
     ("options", "message"), [({"dtype": "int8"}, "'bfloat16' or 'float32'"), ({"cache_gib": 0}, "got 0")]
 )
