@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from threefold.credit.ngrpo import NGRPO
     from threefold.credit.rl_zvp import RLZVP
     from threefold.credit.summed_grpo import SummedGRPO
+    from threefold.credit.together import Together
     from threefold.credit.turn_trajectory import T2GRPO
     from threefold.rollout.driver import Limits
     from threefold.training.play import episode_rewards
@@ -45,6 +46,7 @@ _HOMES = {
     "SummedGRPO": "threefold.credit.summed_grpo",
     "T2GRPO": "threefold.credit.turn_trajectory",
     "ThreefoldTrainer": "threefold.training.trainer",
+    "Together": "threefold.credit.together",
     "episode_rewards": "threefold.training.play",
 }
 
@@ -65,6 +67,7 @@ __all__ = [
     "Speedups",
     "SummedGRPO",
     "ThreefoldTrainer",
+    "Together",
     "__version__",
     "episode_rewards",
 ]

@@ -193,6 +193,8 @@ class Training(_Part):
     max_grad_norm: float = Field(1.0, gt=0)
     kl: float = Field(0.0, ge=0)
     """TRL's beta; 0 loads no reference model."""
+    kl_on_dead_groups: bool = True
+    """Whether the KL term acts on groups without any advantage too, as in TRL."""
     clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.28, gt=0)
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
@@ -273,10 +275,12 @@ class Recipe(_Part):
     def _loss_of_the_method(cls, data: Any) -> Any:
         """A method that is a loss as well brings it along where the recipe names none."""
         if isinstance(data, Mapping) and isinstance(data.get("credit"), Mapping):
-            loss = getattr(METHODS.get(data["credit"].get("method")), "loss", None)
+            sections = [data["credit"], *(data["credit"].get("together") or ())]
+            names = [str(section.get("method")) for section in sections if isinstance(section, Mapping)]
+            losses = [loss for name in names if (loss := getattr(METHODS.get(name), "loss", None))]
             training = data.get("training", {})
-            if loss is not None and isinstance(training, Mapping):
-                return {**data, "training": {"loss": loss, **training}}
+            if losses and isinstance(training, Mapping):
+                return {**data, "training": {"loss": losses[0], **training}}
         return data
 
     @model_validator(mode="after")
@@ -285,6 +289,15 @@ class Recipe(_Part):
         if credit is not None:
             mask = self.training.trl.get("off_policy_mask_threshold")
             check_loss(credit, loss=self.training.loss, ratio=self.training.ratio, off_policy_mask=mask)
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_kl_term(self) -> Recipe:
+        if not self.training.kl_on_dead_groups and not self.training.kl:
+            raise ValueError(
+                "training.kl_on_dead_groups=false takes the KL term from dead groups, and training.kl is 0, "
+                "so there is none: set training.kl, or leave kl_on_dead_groups at true"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -354,6 +367,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-5 as text; people who train mean a number."""
+    if isinstance(value, Mapping):
+        return {key: _number(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_number(inner) for inner in value]
     if isinstance(value, str):
         try:
             return float(value)
@@ -372,12 +389,15 @@ def _explain(problem: Any) -> str:
         return f"unknown key {key!r}{hint} (valid here: {', '.join(valid)})"
     if problem["type"] == "value_error":
         return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-    return f"{key} = {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    says = problem["msg"].replace("a valid list", "a list, such as [...]")
+    return f"{key} = {problem['input']!r}: {says[:1].lower()}{says[1:]}"
 
 
 def _valid_names(path: Sequence[str]) -> list[str]:
     node: Any = Recipe
     for name in path:
+        if name.isdigit():  # an entry of a list: its section is known already
+            continue
         annotation = node.model_fields[name].annotation
         node = next(
             (

@@ -8,8 +8,8 @@ methods that it belongs to, and a key that is left out has the method's own valu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -27,6 +27,7 @@ from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.rl_zvp import RLZVP
 from threefold.credit.self_certainty import SelfCertainty
 from threefold.credit.summed_grpo import SummedGRPO
+from threefold.credit.together import Together
 from threefold.credit.turn_trajectory import T2GRPO
 
 OUTCOME = "accuracy"
@@ -67,10 +68,12 @@ def method_settings(method: str) -> dict[str, Any]:
     return own | {"turns": None} if "turns" in own else own  # null: those that the environment names
 
 
-class Credit(BaseModel):
-    """Who deserves what. A key that is None has the method's own value; see `METHODS`."""
+class Method(BaseModel):
+    """One method and its settings. A key that is None has the method's own value; see `METHODS`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _apart: ClassVar[tuple[str, ...]] = ("method",)
+    """Keys that are no setting of the method."""
 
     method: Literal[
         "none",
@@ -92,8 +95,6 @@ class Credit(BaseModel):
         "summed_grpo",
     ] = "grpo"
     """"none" keeps TRL's own advantages; "grpo" computes the same ones here."""
-    format_weight: float = Field(0.0, ge=0)
-    """Weight of an extra reward for answering in the asked format, whatever the method; 0 adds none."""
 
     # Several methods
     scale: Literal["group", "batch", "none"] | None = None
@@ -113,6 +114,9 @@ class Credit(BaseModel):
     hinge: float | None = Field(None, ge=0)
     beta: float | None = Field(None, ge=0)
     symmetric: Literal["none", "correct", "wrong"] | None = None
+    # ISPO and T2-GRPO: rewards dealt out at random
+    noise_control: Literal["shuffle", "gaussian", "turns", "all"] | None = None
+    noise_seed: int | None = None
     # Our answers to ISPO's traps
     std_floor: float | None = Field(None, ge=0)
     intrinsic_cap: float | None = Field(None, gt=0)
@@ -124,8 +128,6 @@ class Credit(BaseModel):
     entropy_target: float | None = Field(None, ge=0)
     hinge_quantile: float | None = Field(None, gt=0, le=1)
     token_credit: bool | None = None
-    noise_control: Literal["shuffle", "gaussian"] | None = None
-    noise_seed: int | None = None
     # Credit by turn
     turns: tuple[str, ...] | None = None
     """Turn channels; None takes those that the environment names."""
@@ -158,13 +160,10 @@ class Credit(BaseModel):
         return {**method_settings(data.get("method", "grpo")), **data}
 
     @model_validator(mode="after")
-    def _refuse_keys_of_others(self) -> Credit:
+    def _refuse_keys_of_others(self) -> Self:
         own = method_settings(self.method)
-        foreign = [
-            name
-            for name in sorted(self.model_fields_set - own.keys() - {"method", "format_weight"})
-            if getattr(self, name) is not None
-        ]
+        others = self.model_fields_set - own.keys() - set(self._apart)
+        foreign = [name for name in sorted(others) if getattr(self, name) is not None]
         if foreign:
             raise ValueError("; ".join(_whose(name, self.method) for name in foreign))
         for name, value in own.items():
@@ -175,8 +174,37 @@ class Credit(BaseModel):
     @model_serializer
     def _own_keys(self) -> dict[str, Any]:
         """The method's keys alone, so that the complete recipe shows what counts."""
-        names = ["method", "format_weight", *method_settings(self.method)]
-        return {name: getattr(self, name) for name in names}
+        names = (*self._apart, *method_settings(self.method))
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if name != "together" or value}
+
+
+class Added(Method):
+    """A method whose advantages are added to those of the leading one."""
+
+    _apart: ClassVar[tuple[str, ...]] = ("method", "weight")
+    weight: float = Field(1.0, gt=0)
+    """How much its advantages count; those of the leading method count 1."""
+
+
+class Credit(Method):
+    """Who deserves what: a leading method, and others that are added to it."""
+
+    _apart: ClassVar[tuple[str, ...]] = ("method", "format_weight", "together")
+    format_weight: float = Field(0.0, ge=0)
+    """Weight of an extra reward for answering in the asked format, whatever the method; 0 adds none."""
+    together: list[Added] = Field(default_factory=list)
+    """More methods; see `credit.together`."""
+
+    @model_validator(mode="after")
+    def _add_only_what_gives_credit(self) -> Self:
+        names = methods_of(self)
+        if self.together and "none" in names:
+            raise ValueError("together adds advantages of ours, and method: none keeps TRL's; take grpo")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"together names {', '.join(twice)} twice; add one method once")
+        return self
 
 
 _OFF_WHEN_NONE = {name for name, value in method_settings("ispo-paper").items() if value is None} | {"veto"}
@@ -189,16 +217,35 @@ def _whose(name: str, method: str) -> str:
     return f"{name} belongs to the method(s) {', '.join(owners)}, not to {method!r} (its keys: {own})"
 
 
-def build_credit(credit: Credit) -> CreditEstimator | None:
+def methods_of(credit: Credit) -> list[str]:
+    """The leading method and those that are added to it."""
+    return [credit.method, *(added.method for added in credit.together)]
+
+
+def build_credit(
+    credit: Credit, fit: Callable[[Method, Any], Any] = lambda method, estimator: estimator
+) -> CreditEstimator | None:
     """The estimator that a recipe names; None keeps TRL's own advantages.
+
+    Args:
+        credit: The recipe's section.
+        fit: Told each method and its estimator, answers the estimator fitted to what is trained on.
 
     Raises:
         ValueError: Settings that do not go together; the message names them.
     """
-    estimator = METHODS[credit.method]
-    if estimator is None:
+    if METHODS[credit.method] is None:
         return None
-    settings = {name: getattr(credit, name) for name in method_settings(credit.method)}
+    leading = fit(credit, _estimator(credit))
+    if not credit.together:
+        return leading
+    added = {str(method.method): fit(method, _estimator(method)) for method in credit.together}
+    weights = {str(method.method): method.weight for method in credit.together}
+    return Together({credit.method: leading, **added}, {credit.method: 1.0, **weights})
+
+
+def _estimator(method: Method) -> CreditEstimator:
+    settings = {name: getattr(method, name) for name in method_settings(method.method)}
     if settings.get("turns", ()) is None:
         del settings["turns"]  # known once the environment is; see `training.run`
-    return dataclasses.replace(estimator, **settings)
+    return dataclasses.replace(METHODS[method.method], **settings)

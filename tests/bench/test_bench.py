@@ -157,7 +157,9 @@ def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["bench", "--list"]) == 0
     assert "update    The policy's update alone" in capsys.readouterr().out
     assert main(["bench", "upate"]) == 2
-    assert "there is no bench 'upate'; choose from update, step" in capsys.readouterr().err
+    assert (
+        "there is no bench 'upate'; did you mean update? (choose from update, step" in capsys.readouterr().err
+    )
     assert main(["bench", "credit", "--group", "1"]) == 2
     assert "group must be at least 2, got 1" in capsys.readouterr().err
     assert main(["bench", "update", "--quick", "--micro-batch", "3"]) == 2

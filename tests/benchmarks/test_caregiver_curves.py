@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import caregiver_curves  # noqa: E402
+import caregiver_page  # noqa: E402
 
 from threefold.recipe import load_recipe  # noqa: E402
 from threefold.recipe_credit import build_credit  # noqa: E402
@@ -24,7 +25,7 @@ from threefold.recipe_credit import build_credit  # noqa: E402
 @pytest.mark.parametrize("arm", caregiver_curves.ARMS)
 def test_an_arm_changes_the_credit_and_nothing_of_the_budget(arm: str, name: str) -> None:
     plain = load_recipe(ROOT / f"recipes/{name}.yaml")
-    recipe = load_recipe(ROOT / f"recipes/{name}.yaml", caregiver_curves.ARMS[arm])
+    recipe = load_recipe(ROOT / f"recipes/{name}.yaml", caregiver_curves.overrides(arm, 3))
     assert recipe.model_copy(update={"credit": plain.credit}) == plain
     assert build_credit(recipe.credit) is not None
 
@@ -39,12 +40,77 @@ def test_differences_are_paired_by_seed_and_scenario() -> None:
         ("grpo", 0): cell([0.5, 0.5]),
         ("grpo", 1): cell([0.5, 1.0]),
     }
-    seen = {(c["arm"], c["against"]): c for c in caregiver_curves.compare(found, ["t2grpo", "grpo"])}
+    seen = {(c["arm"], c["against"]): c for c in caregiver_page.compare(found, ["t2grpo", "grpo"])}
     assert seen["t2grpo", "grpo"]["by_seed"] == [0.25, -0.25]
     assert seen["t2grpo", "grpo"]["mean"] == 0.0
     assert seen["t2grpo", "before"]["by_seed"] == [0.5]  # seed 1 was not measured before training
     assert seen["grpo", "before"]["by_seed"] == [0.25]  # all arms of a seed start from the same weights
     assert ("grpo", "grpo") not in seen
+
+
+def test_the_method_is_compared_with_its_noise_controls_and_they_with_grpo() -> None:
+    arms = ["t2grpo", "grpo", "gdpo", "t2grpo-turn-noise", "t2grpo-all-noise"]
+    found = {(arm, 0): {"after": {"success": [0.5, 0.5]}, "before": None} for arm in arms}
+    pairs = {(c["arm"], c["against"]) for c in caregiver_page.compare(found, arms)}
+    assert pairs == {
+        ("t2grpo", "grpo"),
+        ("t2grpo", "t2grpo-turn-noise"),
+        ("t2grpo", "t2grpo-all-noise"),
+        ("grpo", "t2grpo"),
+        ("gdpo", "grpo"),
+        ("gdpo", "t2grpo"),
+        ("t2grpo-turn-noise", "grpo"),
+        ("t2grpo-all-noise", "grpo"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.3, "T²-GRPO is better in success, and not told apart in violations."),
+        (
+            -0.3,
+            -0.1,
+            "T²-GRPO is better in nothing that is measured, worse in success, and not told apart in",
+        ),
+        (-0.1, 0.1, "T²-GRPO is better in nothing that is measured, and not told apart in"),
+    ],
+)
+def test_more_than_noise_says_what_fell_which_way(low: float, high: float, said: str) -> None:
+    pair = {"arm": "t2grpo", "against": "t2grpo-turn-noise"}
+    rows = [
+        {**pair, "score": "success", "interval_95": [low, high]},
+        {**pair, "score": "violation", "interval_95": [-0.1, 0.1]},
+        {**pair, "score": "goal", "interval_95": [1.0, 2.0]},  # the sentence is about the main scores
+    ]
+    text = caregiver_page.more_than_noise(rows)
+    assert text.startswith("**More than noise?** Beside the same method with its turns as noise, ")
+    assert said in text
+    assert caregiver_page.more_than_noise([]) == ""
+
+
+def test_an_arm_whose_runs_are_gone_stays_on_the_page(tmp_path: Path) -> None:
+    def cell(arm: str, before: list[float] | None = None) -> dict[str, Any]:
+        return {"arm": arm, "seed": 0, "before": before and {"success": before}, "after": {}}
+
+    page = tmp_path / "curves.json"
+    study = {"budget": "so much", "environment": {"commit": "abc"}, "cells": [cell("t2grpo", [0.5])]}
+    study["cells"].append(cell("gdpo"))
+    page.write_text(json.dumps(study), encoding="utf-8")
+    found = {("t2grpo", 0): cell("t2grpo", [0.5])}
+    kept = caregiver_curves.published(page, ["gdpo"], "so much", found)
+    assert list(kept) == [("gdpo", 0)]
+    assert kept["gdpo", 0]["commit"] == "abc"
+    assert caregiver_curves.published(tmp_path / "none.json", [], "so much", found) == {}
+    for arms, budget, start, message in (
+        (["gdpo"], "more", [0.5], "made on another budget"),
+        (["gdpo", "grpo"], "so much", [0.5], "has no cell of grpo: give them to --arms"),
+        (["gdpo"], "so much", [0.4], "seed 0 of .* began with other weights"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            caregiver_curves.published(page, arms, budget, {("t2grpo", 0): cell("t2grpo", start)})
+    with pytest.raises(SystemExit, match="2"):
+        caregiver_curves.main(["--arms", "gdpo", "--published", "gdpo", "--runs", str(tmp_path / "runs")])
 
 
 def test_a_seed_is_whole_before_the_next_begins_and_its_first_arm_goes_ahead() -> None:
@@ -58,7 +124,7 @@ def test_the_first_sentences_say_what_held_and_what_did_not() -> None:
     def row(arm: str, score: str, low: float, high: float, against: str = "grpo") -> dict[str, Any]:
         return {"arm": arm, "against": against, "score": score, "interval_95": [low, high]}
 
-    said = caregiver_curves.verdict(
+    said = caregiver_page.verdict(
         [
             row("t2grpo", "violation", 0.01, 0.05),
             row("t2grpo", "distress, summed over turns", 0.1, 0.4),

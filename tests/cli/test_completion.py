@@ -33,49 +33,78 @@ def bash(words: str, folder: Path, tmp_path: Path) -> list[str]:
     return answer.stdout.split()
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        ("threefold tr", ["train"]),
-        ("threefold co", ["compare", "completion"]),
-        ("threefold train --dr", ["--dry-run"]),
-        ("threefold train rec", ["recipes"]),
-        ("threefold train recipes/demo.yaml training.lea", ["training.learning_rate="]),
-        ("threefold train recipes/demo.yaml a=1 credit.noise_c", ["credit.noise_control="]),
-        ("threefold doctor recipes/demo.yaml --no", ["--no-step"]),
-        ("threefold init pr", ["problems"]),
-        ("threefold skills d", ["diff"]),
-        ("threefold view runs/d", ["runs/demo"]),
-        ("threefold view r", ["recipes", "runs"]),
-        ("threefold completion z", ["zsh"]),
-        ("threefold train recipes/demo.yaml nonsense", []),
-    ],
-)
-def test_bash_offers(words: str, offered: list[str], tmp_path: Path) -> None:
+OFFERS = [
+    ("threefold tr", ["train"]),
+    ("threefold co", ["compare", "completion"]),
+    ("threefold train --dr", ["--dry-run"]),
+    ("threefold train rec", ["recipes"]),
+    ("threefold train recipes/demo.yaml training.lea", ["training.learning_rate="]),
+    ("threefold train recipes/demo.yaml a=1 credit.noise_c", ["credit.noise_control="]),
+    ("threefold doctor recipes/demo.yaml --no", ["--no-step"]),
+    ("threefold init pr", ["problems"]),
+    ("threefold skills d", ["diff"]),
+    ("threefold view runs/d", ["runs/demo"]),
+    ("threefold view r", ["recipes", "runs"]),
+    ("threefold completion z", ["zsh"]),
+    ("threefold train recipes/demo.yaml nonsense", []),
+]
+
+
+def needs(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None, reason=f"{shell} is not installed")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a recipe and a run."""
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "demo.yaml").touch()
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert sorted(bash(words, tmp_path, tmp_path)) == offered
+    return tmp_path
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
-def test_the_tab_key_completes_a_line_in_an_interactive_bash(tmp_path: Path) -> None:
-    """Tab after `training.lea` and after `--ov`; no space may stand between a key and its value."""
-    (tmp_path / "threefold.bash").write_text(script("bash"), encoding="utf-8")
-    (tmp_path / "demo.yaml").touch()
+@needs("bash")
+@pytest.mark.parametrize(("words", "offered"), OFFERS)
+def test_bash_offers(words: str, offered: list[str], project: Path) -> None:
+    assert sorted(bash(words, project, project)) == offered
+
+
+@needs("fish")
+def test_fish_offers(project: Path) -> None:
+    (project / "threefold.fish").write_text(script("fish"), encoding="utf-8")
+    asked = "; ".join(f"complete -C '{words}'; echo ===" for words, _ in OFFERS)
+    answer = subprocess.run(
+        ["fish", "--no-config", "-c", f"source threefold.fish; {asked}"],
+        cwd=project, capture_output=True, text=True, check=True,
+        env={**os.environ, "HOME": str(project), "XDG_CONFIG_HOME": str(project / ".config")},
+    )  # fmt: skip
+    assert answer.stderr == ""
+    answers = answer.stdout.split("===\n")[:-1]
+    for (words, offered), lines in zip(OFFERS, answers, strict=True):
+        found = [line.partition("\t")[0].rstrip("/") for line in lines.splitlines()]
+        assert (words, sorted(found)) == (words, offered)
+
+
+INTERACTIVE = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], "source ./_threefold"),
+    # As the script asks for it: a file in fpath before compinit.
+    "zsh": (["zsh", "-f", "-i"], "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D"),
+}
+
+
+def typed(shell: str, lines: list[str], folder: Path) -> str:
+    """What an interactive shell prints when these lines are typed, tabs and all."""
+    command, setup = INTERACTIVE[shell]
+    (folder / "_threefold").write_text(script(shell), encoding="utf-8")
     master, terminal = pty.openpty()
     process = subprocess.Popen(
-        ["bash", "--norc", "--noprofile", "-i"],
-        stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, start_new_session=True,
-        env={**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null", "PS1": "$ "},
+        command,
+        stdin=terminal, stdout=terminal, stderr=terminal, cwd=folder, start_new_session=True,
+        env={**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null", "PS1": "$ ", "HOME": str(folder)},
     )  # fmt: skip
     os.close(terminal)
-    typed = (
-        "source threefold.bash; threefold() { printf '<%s>' \"$@\"; }\n"
-        "threefold tr\tde\ttraining.lea\t1 --ov\t\nexit\n"
-    )
-    os.write(master, typed.encode())
+    words = [setup, "threefold() { printf '<%s>' \"$@\"; printf '\\n'; }", *lines, "exit"]
+    os.write(master, "".join(f"{line}\n" for line in words).encode())
     said = b""
     try:
         while chunk := os.read(master, 4096):
@@ -85,7 +114,25 @@ def test_the_tab_key_completes_a_line_in_an_interactive_bash(tmp_path: Path) -> 
     finally:
         process.wait(timeout=20)
         os.close(master)
-    assert "<train><demo.yaml><training.learning_rate=1><--overwrite>" in said.decode(), said.decode()
+    return said.decode()
+
+
+@pytest.mark.parametrize("shell", [pytest.param(shell, marks=needs(shell)) for shell in INTERACTIVE])
+def test_the_tab_key_completes_lines_in_an_interactive_shell(shell: str, project: Path) -> None:
+    """A command, a file, a key of a recipe, after which no space may stand before its value, an option."""
+    lines = {
+        "threefold tr\trecipes/de\ttraining.lea\t1 --ov\t": (
+            "<train><recipes/demo.yaml><training.learning_rate=1><--overwrite>"
+        ),
+        "threefold doctor --no\t": "<doctor><--no-step>",
+        "threefold init pr\t": "<init><problems>",
+        "threefold skills d\t": "<skills><diff>",
+        "threefold completion z\t": "<completion><zsh>",
+        "threefold view runs/d\t": "<view><runs/demo",  # zsh takes the slash off again
+    }
+    said = typed(shell, list(lines), project)
+    for expected in lines.values():
+        assert expected in said, said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -18,6 +18,7 @@ from threefold.evaluation.intervals import Interval, crossed_bootstrap, paired_b
 from threefold.recipe import parse_recipe
 from threefold.report import write_comparison
 from threefold.report.compare import compare
+from threefold.report.compare_page import comparison_html
 from threefold.training.run_directory import RunDirectory
 
 Make = Callable[..., Path]
@@ -131,6 +132,35 @@ def test_the_noise_control_is_set_beside_its_method(make: Make) -> None:
     as_baseline = compare([runs[3], runs[1]])
     assert [(d.first, d.second, d.control) for d in as_baseline.differences] == [
         ("ispo, noise control (shuffle)", "ispo", True)
+    ]
+
+
+def test_each_noise_control_of_a_method_is_set_beside_it(make: Make) -> None:
+    """T²-GRPO has two: of its turns, and of all rewards."""
+    row = {"a": [1], "b": [0], "c": [1]}
+    runs = [make("t2grpo", row, credit__method="t2grpo")] + [
+        make(kind, row, credit__method="t2grpo", credit__noise_control=kind, credit__noise_seed=3)
+        for kind in ("all", "turns")
+    ]
+    found = compare(runs)
+    assert [(d.first, d.second, d.control) for d in found.differences] == [
+        ("t2grpo, noise control (all)", "t2grpo", True),
+        ("t2grpo, noise control (turns)", "t2grpo", True),
+    ]
+    overview = comparison_html(found).partition("Is there a difference?")[0]
+    assert 0 < overview.find("noise control (turns), strict") < overview.find("noise control (all), strict")
+
+
+def test_noise_of_an_added_method_is_a_control_too(make: Make) -> None:
+    row = {"a": [1], "b": [0], "c": [1]}
+    added = {"method": "ispo", "weight": 0.5, "noise_control": None, "noise_seed": 0}
+    noise = {**added, "noise_control": "shuffle", "noise_seed": 3}
+    runs = [
+        make("together", row, credit__method="t2grpo", credit__together=[added]),
+        make("noise", row, credit__method="t2grpo", credit__together=[noise]),
+    ]
+    assert [(d.first, d.second, d.control) for d in compare(runs).differences] == [
+        ("t2grpo + ispo, noise control (shuffle)", "t2grpo + ispo", True)
     ]
 
 

@@ -162,7 +162,7 @@ def test_the_noise_control_among_the_runs_decides(
 ) -> None:
     html = write_comparison(make_study(tmp_path)).read_text(encoding="utf-8")
     overview = Parts(html).texts["Overview"]
-    assert "Minus its noise control, strict (sampled): +" in overview
+    assert "Minus its noise control (shuffle), strict (sampled): +" in overview
     assert "Yes, more than its noise control (3 of 3 seeds)" in overview
     assert overview.count("No noise control is beside it") == 0
 

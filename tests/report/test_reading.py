@@ -35,7 +35,7 @@ def test_run_of_a_config_alone_names_every_other_file(tmp_path: Path) -> None:
 
 def test_folder_that_holds_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("shopping", encoding="utf-8")
-    with pytest.raises(FileNotFoundError, match="holds no run: none of config.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"holds no run: none of config\.yaml"):
         read_run(tmp_path)
 
 

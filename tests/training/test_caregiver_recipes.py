@@ -15,8 +15,8 @@ from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, SummedGRPO
 from threefold.caregiver import SCOPE
 from threefold.cli import main
 from threefold.credit import CreditBatch
+from threefold.credit.outcomes import given_credit
 from threefold.recipe import RecipeError, parse_recipe
-from threefold.training.play import given_credit
 from threefold.training.run import prepare
 from threefold.trajectory import read_jsonl
 from tiny_parts import tiny_tokenizer
@@ -124,6 +124,37 @@ def test_the_other_arms_take_a_step(recipe, tmp_path, method) -> None:
     assert main(["train", str(recipe(**one, **{"credit.method": method})), "--quiet"]) == 0
     (line,) = lines(tmp_path / "run")
     assert line["turns/per_episode"] > 0
+
+
+def test_methods_together_take_a_step_and_read_back_equal(recipe, tmp_path) -> None:
+    added = [{"method": "ispo", "weight": 0.5, "lambda_ifd": 0.0}]
+    path = recipe(**{"training.steps": 1, "evaluation.after": False, "credit.together": added})
+    prepared = prepare(loaded(path))
+    assert parse_recipe(yaml.safe_load(prepared.recipe.to_yaml())) == prepared.recipe
+    assert list(prepared.credit.methods) == ["t2grpo", "ispo"]
+    assert prepared.credit.methods["t2grpo"].turns == CHANNELS
+    assert prepared.credit.methods["ispo"].outcome == "success"
+    assert main(["train", str(path), "--quiet"]) == 0
+    (line,) = lines(tmp_path / "run")
+    assert line["together/t2grpo"] + line["together/ispo"] == pytest.approx(1.0)
+    assert "ispo/critical_set" in line
+    assert line["turns/per_episode"] > 0
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ([{"method": "t2grpo"}], "together names t2grpo twice"),
+        ([{"method": "none"}], "method: none keeps TRL's"),
+        ([{"method": "ispo", "weigth": 1}], "unknown key 'credit.together.0.weigth'; did you mean 'weight'"),
+        ([{"method": "ispo", "weight": 0}], "credit.together.0.weight = 0"),
+        ([{"method": "ispo", "turns": ["D"]}], "turns belongs to the method"),
+        ("ispo", "should be a list"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(added, message) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        parse_recipe({"credit": {"method": "t2grpo", "together": added}})
 
 
 def test_credit_by_turn_needs_turns(recipe) -> None:

@@ -12,6 +12,7 @@ from threefold.credit.ispo import ISPO
 from threefold.credit.lens import LENS
 from threefold.credit.ngrpo import NGRPO
 from threefold.credit.rl_zvp import RLZVP
+from threefold.credit.turn_trajectory import T2GRPO
 from threefold.recipe import Recipe, RecipeError, build_credit, load_recipe, parse_recipe
 from threefold.recipe_credit import METHODS, Credit, method_settings
 
@@ -100,6 +101,9 @@ def test_the_method_names_build_their_estimators() -> None:
     assert credit(method="ispo", noise_control="shuffle") == replace(
         ISPO.recommended("accuracy"), noise_control="shuffle"
     )
+    assert credit(method="t2grpo", noise_control="all", noise_seed=3) == T2GRPO(
+        noise_control="all", noise_seed=3
+    )
     assert credit(method="rl_zvp", alpha=0.2) == RLZVP("accuracy", alpha=0.2)
     assert credit(method="lens") == LENS("accuracy", alpha=0.25)
     assert credit(method="ngrpo") == NGRPO()
@@ -149,6 +153,14 @@ def test_an_option_that_is_off_when_null_can_be_turned_off_and_stays_off() -> No
         ({"method": "ispo", "hinge_quantile": 2}, "credit.hinge_quantile = 2"),
         ({"method": "ispo", "entropy_target": 1.0}, "set token_credit=True as well"),
         ({"method": "zvp"}, "credit.method = 'zvp'"),
+        (
+            {"method": "ispo", "noise_control": "turns"},
+            "noise_control is 'turns', valid: 'shuffle', 'gaussian'",
+        ),
+        (
+            {"method": "gdpo", "noise_control": "all"},
+            "belongs to the method(s) ispo-paper, ispo, t2grpo, not to",
+        ),
     ],
 )
 def test_a_key_of_another_method_is_refused_with_its_owners(settings: dict, message: str) -> None:

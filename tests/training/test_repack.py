@@ -95,7 +95,7 @@ def test_a_batch_without_any_advantage_costs_no_forward(build):
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        ({"beta": 0.1}, "beta > 0"),
+        ({"beta": 0.1, "loss_type": "grpo"}, "beta > 0: with loss_type='grpo'"),
         ({"top_entropy_quantile": 0.5}, "top_entropy_quantile"),
         ({"entropy_coef": 0.1}, "the entropy bonus"),
         ({"loss_type": "bnpo"}, "loss_type='bnpo'"),

@@ -12,12 +12,14 @@ import torch
 from ragged import Ragged
 from test_episodes import DIGITS, SayDigits, echo, gradients, played
 from test_equivalence import assert_same_training, trained
+from test_resume import StopAt, figures, weights
 from trl import GRPOTrainer
 
 from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, Limits, SummedGRPO, episode_rewards
 from threefold.credit.turn_trajectory import advantages
 from threefold.envs.base import EpisodeScore
 from threefold.envs.toy import EchoThenNext
+from threefold.training.run_directory import RunDirectory
 from threefold.training.turns import turn_ids
 from threefold.trajectory import Opening, Segment, Trajectory, read_jsonl
 
@@ -98,6 +100,32 @@ def test_no_token_of_the_environment_is_trained(build, loss):
         assert torch.equal(a, b)
     other = {**inputs, "advantages": torch.where(mine_BT, 2.0, 0.0)}
     assert not all(torch.equal(a, b) for a, b in zip(reference, gradients(trainer, other), strict=True))
+
+
+@pytest.mark.parametrize("noise", ["turns", "all"])
+def test_a_resumed_noise_control_deals_as_the_unbroken_run(build, tmp_path, noise):
+    def run(name: str, stop: int | None = None) -> Any:
+        directory = RunDirectory(tmp_path / name, resume=(tmp_path / name).exists())
+        checkpoint = directory.latest_checkpoint() if (tmp_path / name).exists() else None
+        if checkpoint is not None:
+            directory.drop_after(2)
+        args = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, **LONG}
+        trainer = build(
+            args={**args, "output_dir": str(tmp_path / name / "checkpoints")},
+            run_dir=directory,
+            callbacks=[StopAt(stop)] if stop else [],
+            **{**RAGGED, "credit": T2GRPO(turns=("D",), noise_control=noise, noise_seed=5)},
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer
+
+    through = run("through")
+    run("halves", stop=3)  # one step past the checkpoint, whose records must be dropped
+    assert torch.equal(weights(through), weights(run("halves")))
+    assert figures(tmp_path / "through") == figures(tmp_path / "halves")
+    moved = [line["turns/noise_moved"] for line in figures(tmp_path / "through")]
+    assert len(moved) == 4
+    assert max(moved) > 0
 
 
 def test_figures_reach_metrics_jsonl(build, tmp_path):

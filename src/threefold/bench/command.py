@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import gc
 import sys
 from dataclasses import fields, replace
@@ -38,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
     names = arguments.names or list(BENCHES)
     for name in names:
         if name not in BENCHES:
-            raise ValueError(f"there is no bench {name!r}; choose from {', '.join(BENCHES)}")
+            near = difflib.get_close_matches(name, BENCHES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"there is no bench {name!r}{hint} (choose from {', '.join(BENCHES)})")
     options = options_of(arguments)
     baseline = {name: _baseline(arguments.baseline, name) for name in names}
     worse: list[str] = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,3 +52,13 @@ def same_outcome(outcome_B: Tensor, group_B: Tensor) -> Tensor:
     """
     _, row_B = group_B.unique(return_inverse=True)
     return 3 * row_B + torch.where(outcome_B.isnan(), 2, (outcome_B >= 0.5).long())
+
+
+def given_credit(weights: Mapping[str, float], credit: Any) -> list[str]:
+    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome.
+
+    One of weight 0 is watched, for the figures; a method that ranks channels apart must not rank it, and
+    where nothing else could be scored it must not stand for a score.
+    """
+    own = getattr(credit, "outcome", None)
+    return [name for name, weight in weights.items() if weight != 0 or name == own]

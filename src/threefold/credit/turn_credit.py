@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from threefold.credit.noise_control import Deal
 from threefold.credit.normalise import centred_rank, leave_one_out, zscore
 
 TurnCredit = Literal["delta", "return_to_go", "stratified", "headroom"]
@@ -59,6 +60,7 @@ def relative_turns(
     levels_BK: Tensor | None = None,
     top_level: float = 3.0,
     left_out_B: Tensor | None = None,
+    deal: Deal | None = None,
 ) -> Tensor:
     """The credit of every turn in one channel, relative to the group at the same turn index (Eq. 5).
 
@@ -74,6 +76,7 @@ def relative_turns(
         levels_BK: (B, K) level before each turn, for "headroom"; lower is better, in [0, `top_level`].
         top_level: Highest level.
         left_out_B: (B,) bool, episodes that take no part and get 0.
+        deal: Gives the values to other turns of their comparison, for the noise control.
 
     Returns:
         (B, K); 0 for turns that did not take place, were not scored, or had too few others.
@@ -88,6 +91,8 @@ def relative_turns(
         top_level=top_level,
         left_out_B=left_out_B,
     )
+    if deal is not None:
+        values_BK = deal(values_BK, cells_BK)
     relative_BK = within(values_BK.flatten(), cells_BK.flatten(), normalise, eps=eps).view_as(values_BK)
     enough_BK = others(values_BK, cells_BK) + 1 >= min_valid
     return torch.where(enough_BK & turn_mask_BK & ~values_BK.isnan(), relative_BK, 0)

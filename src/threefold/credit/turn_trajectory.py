@@ -25,7 +25,8 @@ Where the paper is silent, our reading (docs/t2grpo.md has all of them, and what
     lies 1 below the batch's largest clean magnitude where λ does not reach so far.
   * The veto is applied last. Whitening or rescaling afterwards undoes it: see gdpo.whiten and its test.
 
-Not the paper's: `turn_credit` and `ended` (turn_credit.py), `veto_from_turn`, and weights of channels.
+Not the paper's: `turn_credit` and `ended` (turn_credit.py), `veto_from_turn`, weights of channels, and
+`noise_control` (noise_control.py), which gives the rewards to the wrong turns.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import torch
 from torch import Tensor
 
 from threefold.credit import Advantages, CreditBatch, Signal, grpo, turns
+from threefold.credit.noise_control import Deal, TurnNoise, dealt_episodes
 from threefold.credit.turn_credit import (
     Ended,
     Normalise,
@@ -49,6 +51,8 @@ from threefold.credit.turn_credit import (
 )
 from threefold.credit.veto import apply_veto, check_veto, largest_clean, without_violation
 
+Inputs = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor, Tensor, Tensor]
+"""What `advantages` compares: trajectory channels, turn channels, mask, violations, groups."""
 Horizons = Literal["dual", "summed"]
 """Turns compared by turn index beside the episode channels, or summed into one more episode channel."""
 
@@ -75,6 +79,7 @@ def advantages(
     weights: Mapping[str, float] | None = None,
     levels: Mapping[str, Tensor] | None = None,
     top_level: float = 3.0,
+    deal: Deal | None = None,
 ) -> Tensor:
     """The advantage of every turn (Eq. 7).
 
@@ -98,6 +103,7 @@ def advantages(
         weights: Weight of each trajectory channel; 1 by default.
         levels: (B, K) by turn channel, the level before each turn, for turn_credit="headroom".
         top_level: Highest level, for the same.
+        deal: Gives turn rewards to other turns of their comparison: the noise control "turns".
 
     Returns:
         (B, K) advantages, 0 for turns that did not take place.
@@ -107,7 +113,7 @@ def advantages(
     """
     group_size = int(group_B.unique(return_counts=True)[1].max()) if len(group_B) else 0
     weights = {name: 1.0 if weights is None else weights[name] for name in trajectory_channels}
-    _check_shapes(trajectory_channels, turn_channels, turn_mask_BK, violation_B, group_B)
+    turns.check_shapes(trajectory_channels, turn_channels, turn_mask_BK, violation_B, group_B)
     _check_options(alpha, normalise, horizons, turn_credit, ended, min_valid)
     check_veto(
         veto,
@@ -139,6 +145,7 @@ def advantages(
         weights=weights,
         levels=levels,
         top_level=top_level,
+        deal=deal,
     )
     perf_BK = torch.where(turn_mask_BK, perf_B.unsqueeze(1) + turn_BK, 0)
     return apply_veto(
@@ -166,6 +173,7 @@ def parts(
     weights: Mapping[str, float],
     levels: Mapping[str, Tensor] | None,
     top_level: float,
+    deal: Deal | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The two summands of Eq. 6 before the veto: (B,) of whole episodes and (B, K) of turns, α included."""
     left_out_B = violation_B if exclude_violators_from_rank else torch.zeros_like(violation_B)
@@ -178,7 +186,8 @@ def parts(
         perf_B = perf_B + weights[name] * relative(scores_B)
     turn_BK = torch.zeros(turn_mask_BK.shape, device=group_B.device)
     if horizons == "summed" and turn_channels:
-        perf_B = perf_B + alpha * relative(summed_turns(turn_channels, turn_mask_BK))
+        summed_B = summed_turns(turn_channels, turn_mask_BK)
+        perf_B = perf_B + alpha * relative(summed_B if deal is None else deal(summed_B, group_B))
     if violation_as_channel:
         scored_B = scored_episodes(trajectory_channels, turn_channels, turn_mask_BK)
         perf_B = perf_B + relative(without_violation(violation_B, scored_B))
@@ -196,6 +205,7 @@ def parts(
                 levels_BK=None if levels is None else levels.get(name),
                 top_level=top_level,
                 left_out_B=left_out_B,
+                deal=deal,
             )
     return perf_B, turn_BK
 
@@ -214,32 +224,6 @@ def _check_options(
             f"turn_credit={turn_credit!r} and ended={ended!r} have no effect with horizons='summed', which "
             "adds up the turns' rewards; leave them at 'delta' and 'absent', or use horizons='dual'"
         )
-
-
-def _check_shapes(
-    trajectory_channels: Mapping[str, Tensor],
-    turn_channels: Mapping[str, Tensor],
-    turn_mask_BK: Tensor,
-    violation_B: Tensor,
-    group_B: Tensor,
-) -> None:
-    if group_B.ndim != 1 or turn_mask_BK.ndim != 2 or len(turn_mask_BK) != len(group_B):
-        raise ValueError(
-            f"group_B must be (B,) and turn_mask_BK (B, K), got {tuple(group_B.shape)} and "
-            f"{tuple(turn_mask_BK.shape)}"
-        )
-    if turn_mask_BK.dtype != torch.bool or violation_B.dtype != torch.bool:
-        raise ValueError(
-            f"turn_mask_BK and violation_B must be bool, got {turn_mask_BK.dtype}, {violation_B.dtype}"
-        )
-    wanted = {
-        **{f"trajectory channel {name!r}": (x, group_B) for name, x in trajectory_channels.items()},
-        **{f"turn channel {name!r}": (x, turn_mask_BK) for name, x in turn_channels.items()},
-        "violation_B": (violation_B, group_B),
-    }
-    for what, (tensor, like) in wanted.items():
-        if tensor.shape != like.shape:
-            raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
 
 
 @dataclass(frozen=True)
@@ -283,6 +267,10 @@ class T2GRPO:
     """Highest level, for "headroom"; the paper's tiers end at 3."""
     violation_penalty: float = 5.0
     """What GRPO, the reference in `outcome_B` and the report, would take off a violator's reward."""
+    noise_control: TurnNoise | None = None
+    """Give the rewards of "turns", or of "all", to others of the group by chance (noise_control.py)."""
+    noise_seed: int = 0
+    """Seed of that chance; the step is added."""
 
     def __post_init__(self) -> None:
         _check_options(
@@ -296,11 +284,27 @@ class T2GRPO:
             turns.check_names("T2GRPO's trajectory", self.trajectory)
         if self.levels is not None:
             turns.check_names("T2GRPO's levels", self.levels)
+        self._check_noise()
         self._check_veto(0.0, 2)  # what needs a veto must not wait for the trainer
 
     @property
     def needs(self) -> frozenset[Signal]:
         return frozenset()
+
+    def _check_noise(self) -> None:
+        if self.noise_control is None:
+            return
+        grpo.check_choice("noise_control", self.noise_control, get_args(TurnNoise))
+        if self.noise_control == "turns" and not (self.alpha and self.turns):
+            raise ValueError(
+                f"noise_control='turns' deals out turn rewards, and with alpha={self.alpha:g} and "
+                f"turns={self.turns} none count; use 'all', or leave it out"
+            )
+        if self.noise_control == "all" and self.veto_from_turn:
+            raise ValueError(
+                "noise_control='all' gives violations to other episodes, in which they have no turn to start "
+                "from; leave veto_from_turn at False"
+            )
 
     def _check_veto(self, n_trajectory: float, group_size: int) -> None:
         n_turn = len(self.turns) if self.horizons == "dual" else min(len(self.turns), 1)
@@ -343,15 +347,9 @@ class T2GRPO:
                 episodes over the veto.
         """
         channels, mask_BK = turns.channels(batch, self.turns)
-        violation_B = turns.violations(batch)
         names = self.trajectory or tuple(batch.rewards)
-        inputs = (
-            {name: batch.rewards[name] for name in names},
-            channels,
-            mask_BK,
-            violation_B,
-            batch.group_B,
-        )
+        scores = {name: batch.rewards[name] for name in names}
+        inputs: Inputs = (scores, channels, mask_BK, turns.violations(batch), batch.group_B)
         comparison: dict[str, Any] = {
             "alpha": self.alpha,
             "normalise": self.normalise,
@@ -365,13 +363,33 @@ class T2GRPO:
             "levels": self._levels(batch) if self.turn_credit == "headroom" else None,
             "top_level": self.top_level,
         }
-        values_BK = advantages(
-            *inputs,
-            veto=self.veto,
-            veto_from_turn=self.veto_from_turn,
-            violation_turn_B=batch.violation_turn_B,
-            **comparison,
+        figures = turns.comparison_figures(
+            batch,
+            self.turns,
+            names,
+            min_valid=self.min_valid,
+            turn_credit=self.turn_credit,
+            ended=self.ended,
+            levels=comparison["levels"],
+            top_level=self.top_level,
         )
+
+        def vetoed() -> Tensor:
+            return advantages(
+                *inputs,
+                veto=self.veto,
+                veto_from_turn=self.veto_from_turn,
+                violation_turn_B=batch.violation_turn_B,
+                **comparison,
+            )
+
+        values_BK = vetoed()
+        if self.noise_control is not None:
+            own_BK = values_BK
+            inputs, comparison["deal"] = self._dealt(batch, inputs)
+            values_BK = vetoed()
+            if mask_BK.any():
+                figures["turns/noise_moved"] = float((values_BK != own_BK)[mask_BK].float().mean())
         perf_B, turn_BK = parts(*inputs, violation_as_channel=self.veto is None, **comparison)
         by_turn = self.horizons == "dual" and self.alpha != 0 and len(self.turns) > 0
         from_turn = self.veto_from_turn and batch.turn_mask_BK is not None
@@ -379,16 +397,19 @@ class T2GRPO:
             batch,
             values_BK if by_turn or from_turn else values_BK[:, 0],
             reward_B=turns.plain_sum(batch, self.turns, self.violation_penalty, names=names),
-            figures=turns.comparison_figures(
-                batch,
-                self.turns,
-                names,
-                min_valid=self.min_valid,
-                turn_credit=self.turn_credit,
-                ended=self.ended,
-                levels=comparison["levels"],
-                top_level=self.top_level,
-            ),
+            figures=figures,
             episode_signals={"trajectory_credit": perf_B},
             turn_signals={"turn_credit": turn_BK} if by_turn else None,
         )
+
+    def _dealt(self, batch: CreditBatch, inputs: Inputs) -> tuple[Inputs, Deal]:
+        """The noise control: what `advantages` reads with its episodes' scores dealt out, and how it is to
+        deal out turns."""
+        deal = Deal(self.noise_seed, batch.step, "turns")
+        if self.noise_control == "turns":
+            return inputs, deal
+        scores, channels, mask_BK, violation_B, group_B = inputs
+        scored_B = scored_episodes(scores, channels, mask_BK)
+        among = Deal(self.noise_seed, batch.step, "episodes")
+        dealt, dealt_violation_B = dealt_episodes(scores, violation_B, scored_B, group_B, among)
+        return (dealt, channels, mask_BK, dealt_violation_B, group_B), deal

@@ -23,6 +23,33 @@ def check_names(what: str, names: Sequence[str]) -> None:
         raise ValueError(f"{what} is {names!r}; each name may stand there once")
 
 
+def check_shapes(
+    trajectory_channels: Mapping[str, Tensor],
+    turn_channels: Mapping[str, Tensor],
+    turn_mask_BK: Tensor,
+    violation_B: Tensor,
+    group_B: Tensor,
+) -> None:
+    """Raise ValueError where a channel, mask or violation is not of the batch's shape or kind."""
+    if group_B.ndim != 1 or turn_mask_BK.ndim != 2 or len(turn_mask_BK) != len(group_B):
+        raise ValueError(
+            f"group_B must be (B,) and turn_mask_BK (B, K), got {tuple(group_B.shape)} and "
+            f"{tuple(turn_mask_BK.shape)}"
+        )
+    if turn_mask_BK.dtype != torch.bool or violation_B.dtype != torch.bool:
+        raise ValueError(
+            f"turn_mask_BK and violation_B must be bool, got {turn_mask_BK.dtype}, {violation_B.dtype}"
+        )
+    wanted = {
+        **{f"trajectory channel {name!r}": (x, group_B) for name, x in trajectory_channels.items()},
+        **{f"turn channel {name!r}": (x, turn_mask_BK) for name, x in turn_channels.items()},
+        "violation_B": (violation_B, group_B),
+    }
+    for what, (tensor, like) in wanted.items():
+        if tensor.shape != like.shape:
+            raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
+
+
 def turn_mask(batch: CreditBatch) -> Tensor:
     """(B, K) bool, the turns that took place.
 

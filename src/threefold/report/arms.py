@@ -6,6 +6,7 @@ tell what a seed does, so they are found by their recipes, never by their folder
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 from threefold.report.outcomes import Results, read_results
 from threefold.report.reading import Run, read_run
 
-_CHANCE = frozenset({"run.seed", "run.dir", "run.threads", "credit.noise_seed"})
+_CHANCE = frozenset({"run.seed", "run.dir", "run.threads"})
 """Settings that are no part of the method."""
-_NOISE = "credit.noise_control"
+_ADDED = re.compile(r"credit\.together\.[^.]+\.method")
 _LABEL_KEYS = 3
 """Most settings that an arm's name spells out."""
 
@@ -46,7 +47,7 @@ class Arm:
     name: str
     entries: tuple[Entry, ...]
     noise: str | None = None
-    """How the intrinsic reward was made noise, where the arm is a noise control."""
+    """How its rewards were made noise, where the arm is a noise control."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -105,7 +106,7 @@ def arms_of(entries: Sequence[Entry], notes: list[str]) -> list[Arm]:
         name = names[index]
         if len(alike) > 1:
             name += f" ({_spell(settings[index], differing(alike), group)})"
-        arms.append(Arm(name, tuple(group), settings[index].get(_NOISE)))
+        arms.append(Arm(name, tuple(group), _noise(settings[index])))
     return arms
 
 
@@ -119,20 +120,22 @@ def control_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         if control.noise is not None
         and method.noise is None
         and method.settings
-        and _identity(control.settings, leave_out={_NOISE}) == _identity(method.settings, leave_out={_NOISE})
+        and _identity(control.settings, noise=False) == _identity(method.settings, noise=False)
     ]
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Dotted keys in which recipes differ, those of chance left out."""
-    keys = dict.fromkeys(key for one in settings for key in one if key not in _CHANCE)
+    keys = dict.fromkeys(key for one in settings for key in one if not _is_chance(key))
     return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
 
 
 def flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
+    """Nested settings by dotted key; a method of `credit.together` stands under its name."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
+        if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+            value = {str(v.get("method", i)): v for i, v in enumerate(value)}
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{before}{key}.")
         else:
@@ -140,8 +143,22 @@ def flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def _identity(settings: Mapping[str, Any], leave_out: set[str] | None = None) -> tuple[tuple[str, str], ...]:
-    kept = settings.keys() - _CHANCE - (leave_out or set())
+def _is_chance(key: str) -> bool:
+    return key in _CHANCE or (key.startswith("credit.") and key.endswith(".noise_seed"))
+
+
+def _is_noise(key: str) -> bool:
+    return key.startswith("credit.") and key.endswith(".noise_control")
+
+
+def _noise(settings: Mapping[str, Any]) -> str | None:
+    """How rewards are made noise, of the leading method or of one that is added to it."""
+    found = [str(value) for key, value in settings.items() if _is_noise(key) and value is not None]
+    return ", ".join(found) or None
+
+
+def _identity(settings: Mapping[str, Any], *, noise: bool = True) -> tuple[tuple[str, str], ...]:
+    kept = [key for key in settings if not _is_chance(key) and (noise or not _is_noise(key))]
     return tuple(sorted((key, repr(settings[key])) for key in kept if settings[key] is not None))
 
 
@@ -149,8 +166,9 @@ def _base_name(entry: Entry) -> str:
     method = entry.settings.get("credit.method")
     if method is None:
         return entry.run.directory.resolve().name
-    noise = entry.settings.get(_NOISE)
-    return f"{method}, noise control ({noise})" if noise is not None else str(method)
+    added = [value for key, value in entry.settings.items() if _ADDED.fullmatch(key)]
+    name, noise = " + ".join([str(method), *map(str, added)]), _noise(entry.settings)
+    return f"{name}, noise control ({noise})" if noise is not None else name
 
 
 def _spell(settings: Mapping[str, Any], keys: Sequence[str], group: Sequence[Entry]) -> str:

@@ -136,16 +136,21 @@ def _verdicts(found: Sequence[Answer]) -> str:
 
 
 def _controls(comparison: Comparison, arm: Arm) -> list[Finding]:
-    """What the noise control of an arm says of it, sampled decoding first."""
+    """What the noise controls of an arm say of it, sampled decoding first.
+
+    Where T²-GRPO has both, the one of its turns comes first: it asks what the method adds, the other one
+    whether anything is learnt.
+    """
     mine = [d for d in comparison.differences if d.control and d.second == arm.name]
+    kinds = {other.name: other.noise for other in comparison.arms}
     tones = {1: "good", 0: "plain", -1: "bad"}
     return [
         Finding(
-            f"Minus its noise control, {d.score} ({d.mode}): {spread(d.interval, d.share)}"
+            f"Minus its noise control ({kinds[d.first]}), {d.score} ({d.mode}): {spread(d.interval, d.share)}"
             f"{' points' if d.share else ''}, {d.verdict()}; {d.chance}.",
             tones[(d.interval.low > 0) - (d.interval.high < 0)],  # type: ignore[arg-type]
         )
-        for d in sorted(mine, key=lambda d: d.mode != "sampled")
+        for d in sorted(mine, key=lambda d: (d.mode != "sampled", kinds[d.first] == "all"))
     ]
 
 
@@ -161,8 +166,8 @@ def _differences(comparison: Comparison) -> str:
         parts.append(_group("Differences", lead, others))
     if controls:
         lead = (
-            "Each method minus its noise control: the same recipe with the intrinsic reward's order "
-            "destroyed. What the control gains too is no merit of the signal."
+            "Each method minus its noise control: the same recipe with the rewards of its signal dealt out "
+            "at random. What the control gains too is no merit of the signal."
         )
         parts.append(_group("More than noise?", lead, controls))
     words = f"<p class=verdict>{escape(comparison.multiplicity())}</p>"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from threefold.report.findings import (
     Answer,
@@ -25,7 +26,7 @@ DOMINANT = 0.9
 
 def signal(run: Run, controls: Sequence[Finding] = ()) -> Answer:
     findings = [*_dead_groups(run), *_dominance(run), *controls, *warned(run, of_signal=True)]
-    if not controls and "noise_control" in section_of(run.config, "credit"):
+    if not controls and any("noise_control" in method for method in _methods(run)):
         findings.append(_no_control(run))
     dead = column(run, "signal/dead_outcome")
     if not dead and not findings:
@@ -104,11 +105,22 @@ def _dominance(run: Run) -> list[Finding]:
     return [Finding(text, "bad" if over and meant < 0.75 else "plain", "Curves")]
 
 
+def _methods(run: Run) -> list[Mapping[str, Any]]:
+    """The sections of the leading method and of those that are added to it."""
+    credit = section_of(run.config, "credit")
+    added = credit.get("together")
+    return (
+        [credit, *(one for one in added if isinstance(one, Mapping))] if isinstance(added, list) else [credit]
+    )
+
+
 def _no_control(run: Run) -> Finding:
-    if setting_of(run, "credit", "noise_control"):
-        return Finding("This run is a noise control itself: its intrinsic reward is noise.", "plain", "Setup")
+    if any(method.get("noise_control") for method in _methods(run)):
+        return Finding(
+            "This run is a noise control itself: rewards were dealt out at random.", "plain", "Setup"
+        )
     text = (
         "No noise control is beside it: give one of the same recipe with credit.noise_control set, "
-        "threefold view RUN CONTROL, to see whether the intrinsic reward does more than noise would."
+        "threefold view RUN CONTROL, to see whether the signal does more than noise would."
     )
     return Finding(text, "unknown")

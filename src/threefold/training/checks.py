@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trl import GRPOTrainer
 
 from threefold.credit import CreditEstimator
 from threefold.credit.importance import Importance
 from threefold.credit.losses import check_loss
-from threefold.training.play import given_credit
+from threefold.credit.outcomes import given_credit
 
 
 def check_credit(
@@ -48,6 +49,29 @@ def check_credit(
         raise ValueError(
             f"scale_rewards={trainer.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
             f"set {name}(scale={trainer.scale_rewards!r}) instead"
+        )
+
+
+def check_entrances(*, environment: object, skills: object, others: Mapping[str, object]) -> None:
+    """Raise ValueError where a trainer is given two sources of episodes, or skills and no episodes."""
+    if skills is not None and environment is None:
+        raise ValueError("skills stand in the prompts of episodes; give environment= too")
+    if environment is not None and any(others.values()):
+        raise ValueError(f"give either `environment` or TRL's own {' / '.join(others)}, not both")
+
+
+def check_kl(args: Any, *, kl_on_dead_groups: bool) -> None:
+    """Raise ValueError where the KL term cannot be taken from dead groups, or is none."""
+    if kl_on_dead_groups:
+        return
+    if args.beta == 0.0:
+        raise ValueError(
+            "kl_on_dead_groups=False takes the KL term from groups without an advantage, and beta is 0, so "
+            "there is none; leave it at True, or set beta"
+        )
+    if args.use_liger_kernel:
+        raise ValueError(
+            "kl_on_dead_groups=False does not reach the loss of use_liger_kernel=True; switch one of them off"
         )
 
 

@@ -124,16 +124,6 @@ def declared_rewards(environment: Callable[..., Any]) -> list[Callable[..., list
     return episode_rewards(*channels)
 
 
-def given_credit(weights: Mapping[str, float], credit: Any) -> list[str]:
-    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome.
-
-    One of weight 0 is watched, for the figures; a method that ranks channels apart must not rank it, and
-    where nothing else could be scored it must not stand for a score.
-    """
-    own = getattr(credit, "outcome", None)
-    return [name for name, weight in weights.items() if weight != 0 or name == own]
-
-
 def _reader(channel: str) -> Callable[..., list[float | None]]:
     def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
         if channel == SUCCESS:

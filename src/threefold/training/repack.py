@@ -37,14 +37,21 @@ def why_not(args: Any, *, auxiliary_loss: bool = False) -> str | None:
     """Why an update with this `GRPOConfig` cannot be repacked exactly; None where it can."""
     if args.loss_type not in (*_WEIGHTED_BY_ROWS, *_WEIGHTED_BY_TOKENS):
         return f"loss_type={args.loss_type!r} weighs a row by its micro-batch"
-    if args.beta != 0.0:
-        return "beta > 0: the KL term pulls on rows without an advantage too"
+    if args.beta != 0.0 and args.loss_type not in _WEIGHTED_BY_TOKENS:
+        return f"beta > 0: with loss_type={args.loss_type!r} the weight of a row's KL is its micro-batch's"
     if args.top_entropy_quantile < 1.0:
         return "top_entropy_quantile ranks the tokens of a micro-batch"
     if args.entropy_coef != 0.0 or args.use_adaptive_entropy:
         return "the entropy bonus averages over a micro-batch, rows without an advantage included"
     if auxiliary_loss:
         return "the experts' balance is measured on the tokens of a micro-batch"
+    return None
+
+
+def why_not_dropped(args: Any, *, kl_on_dead_groups: bool) -> str | None:
+    """Why rows without an advantage have to be forwarded all the same; None where they need not be."""
+    if args.beta != 0.0 and kl_on_dead_groups:
+        return "beta > 0: the KL term pulls on rows without an advantage too"
     return None
 
 
@@ -56,6 +63,7 @@ def repack(
     shared: bool = True,
     agree: Callable[[list[int]], list[int]] | None = None,
     row_number: str = "",
+    without_kl: str = "",
 ) -> list[MicroBatch]:
     """The micro-batches of one optimizer update, with the same gradient and less to compute.
 
@@ -68,13 +76,19 @@ def repack(
         agree: Row counts of this process -> row counts that all processes can fill, for losses that gather
             one figure a row. Rows that are missing here are idle: one token, no advantage.
         row_number: Entry that numbers the rows; -1 for idle ones.
+        without_kl: Entry that says, with a KL term, which rows it leaves out: where there is one, these rows
+            alone are dropped, and idle ones are of them.
 
     Returns:
         As many entries as were given: an empty dictionary for each that has no rows, then those that have.
     """
     rows_each = len(micro_batches[0]["advantages"])
     merged = _merged(micro_batches)
-    kept = _alive(merged) if drop_dead else list(range(len(merged["advantages"])))
+    kept = list(range(len(merged["advantages"])))
+    if drop_dead and without_kl in merged:
+        kept = (~merged[without_kl]).nonzero()[:, 0].tolist()
+    elif drop_dead:
+        kept = _alive(merged)
     chunks = _filled(merged, kept, len(micro_batches), rows_each, shared=shared) if kept else []
     packed = [_trimmed(_rows(merged, rows)) for rows in chunks]
     # Empty ones first: DDP adds the processes' gradients up in the backward of the last one.
@@ -84,7 +98,7 @@ def repack(
     if agree is not None:
         agreed = agree(counts)
         packed = [
-            _with_idle_rows(part, wanted - count, merged, row_number)
+            _with_idle_rows(part, wanted - count, merged, row_number, without_kl)
             for part, count, wanted in zip(packed, counts, agreed, strict=True)
         ]
         counts = agreed
@@ -95,7 +109,9 @@ def repack(
     return packed
 
 
-def _with_idle_rows(part: MicroBatch, count: int, merged: MicroBatch, row_number: str) -> MicroBatch:
+def _with_idle_rows(
+    part: MicroBatch, count: int, merged: MicroBatch, row_number: str, without_kl: str
+) -> MicroBatch:
     """The micro-batch with `count` rows more that add nothing: its first row's prompt and first token."""
     if count == 0:
         return part
@@ -105,6 +121,8 @@ def _with_idle_rows(part: MicroBatch, count: int, merged: MicroBatch, row_number
     idle["completion_mask"][:, 0] = 1
     if row_number in idle:
         idle[row_number] = torch.full_like(idle[row_number], -1)
+    if without_kl in idle:
+        idle[without_kl] = torch.ones_like(idle[without_kl])
     return _merged([part, idle]) if part else _trimmed(idle)
 
 

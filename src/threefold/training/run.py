@@ -6,23 +6,23 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from threefold.credit import CreditEstimator
 from threefold.credit.grpo import GRPO
 from threefold.credit.named_skills import NamedSkills
+from threefold.credit.outcomes import given_credit
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
-from threefold.recipe_credit import BY_TURN, method_settings
+from threefold.recipe_credit import BY_TURN, Method, method_settings, methods_of
 from threefold.skills.evolution import Evolution
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.engine import build_sampler, check_sampler
 from threefold.training.loggers import group_metrics, set_places
-from threefold.training.play import given_credit
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.skills import build_evolution, check_skills, join_policy
 from threefold.training.trl_config import peft_config, trl_config, weights_dtype
@@ -57,10 +57,11 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
             "training.dynamic_sampling replaces problems, and this run plays episodes in the environment "
             f"{recipe.environment.name}; leave it out"
         )
-    if recipe.credit.method in BY_TURN and recipe.environment.name is None:
+    by_turn = [method for method in methods_of(recipe.credit) if method in BY_TURN]
+    if by_turn and recipe.environment.name is None:
         raise RecipeError(
-            f"credit.method = {recipe.credit.method} compares turns, and problems have none; set "
-            "environment.name, or another method"
+            f"credit.method = {by_turn[0]} compares turns, and problems have none; set environment.name, or "
+            "another method"
         )
     check_skills(recipe, processes)
     check_sampler(recipe, processes)
@@ -75,16 +76,20 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
 
 def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
     """The recipe's estimator, told which of the work's rewards is the outcome, and which turns there are."""
-    credit: Any = build_credit(recipe.credit)
-    if "turns" in method_settings(recipe.credit.method) and recipe.credit.turns is None:
-        if recipe.credit.method in BY_TURN and not work.turn_channels:
-            raise RecipeError(
-                f"the environment {work.title} does not say which turn channels to credit; name them in "
-                "credit.turns"
-            )
-        credit = replace(credit, turns=work.turn_channels)
-    if is_dataclass(credit) and "outcome" in {field.name for field in fields(credit)}:
-        credit = replace(credit, outcome=work.outcome)  # type: ignore[type-var]
+
+    def fitted(method: Method, credit: Any) -> Any:
+        if "turns" in method_settings(method.method) and method.turns is None:
+            if method.method in BY_TURN and not work.turn_channels:
+                raise RecipeError(
+                    f"the environment {work.title} does not say which turn channels to credit; name them in "
+                    f"{'credit.turns' if method is recipe.credit else f'the key turns of {method.method}'}"
+                )
+            credit = replace(credit, turns=work.turn_channels)
+        if "outcome" in {field.name for field in fields(credit)}:
+            credit = replace(credit, outcome=work.outcome)
+        return credit
+
+    credit = build_credit(recipe.credit, fitted)
     if recipe.skills.naming_credit is not None:
         return NamedSkills(credit or GRPO(), weight=recipe.skills.naming_credit)
     return credit
@@ -203,6 +208,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         importance=importance,
         speedups=Speedups(**recipe.training.speedups.model_dump()),
         skills=skills,
+        kl_on_dead_groups=recipe.training.kl_on_dead_groups,
         **prepared.work.trainer_options(),
     )
     join_policy(recipe, trainer)

@@ -25,25 +25,20 @@ from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
 from threefold.credit.importance import Importance
+from threefold.credit.outcomes import given_credit
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.rollout.samplers import Sampler
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.skills.evolution import Evolution
+from threefold.training import checks
 from threefold.training.bank_play import BankPlay
 from threefold.training.callbacks import MetricsWriter
-from threefold.training.checks import (
-    check_against_loss,
-    check_credit,
-    check_dynamic_sampling,
-    check_importance,
-    resolve_outcome,
-)
 from threefold.training.diagnostics import answer_logp, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
 from threefold.training.gathering import gather_batch, gather_list, gather_rows
 from threefold.training.naming import skill_tensors
-from threefold.training.play import declared_rewards, given_credit, starts_of, trl_rollout
+from threefold.training.play import declared_rewards, starts_of, trl_rollout
 from threefold.training.record import CreditedStep
 from threefold.training.recorder import Recorder
 from threefold.training.run_directory import RunDirectory
@@ -116,6 +111,8 @@ class ThreefoldTrainer(TrlSeam):
         skills (`Evolution`, *optional*): A skill bank in the prompts of an environment's episodes. Each
             episode of training is played under a version that it assigns, and it learns from them (ReSkill);
             evaluations are played under the version in use. On one process.
+        kl_on_dead_groups (`bool`, defaults to True): Whether the KL term of `beta > 0` acts on groups without
+            any advantage too, as TRL's does (docs/trl.md).
         speedups (`Speedups`, *optional*): What to compute more cheaply with the same gradient. None leaves
             TRL's micro-batches and forwards alone.
 
@@ -156,14 +153,11 @@ class ThreefoldTrainer(TrlSeam):
         importance: Importance | None = None,
         speedups: Speedups | None = None,
         skills: Evolution | None = None,
+        kl_on_dead_groups: bool = True,
     ) -> None:
         check_trl()
-        if skills is not None and environment is None:
-            raise ValueError("skills stand in the prompts of episodes; give environment= too")
-        if environment is not None and (rollout_func is not None or environment_factory is not None or tools):
-            raise ValueError(
-                "give either `environment` or TRL's own rollout_func / environment_factory / tools, not both"
-            )
+        others = {"rollout_func": rollout_func, "environment_factory": environment_factory, "tools": tools}
+        checks.check_entrances(environment=environment, skills=skills, others=others)
         if environment is not None and reward_funcs is None:
             reward_funcs = declared_rewards(environment)
         self.credit = credit
@@ -206,14 +200,16 @@ class ThreefoldTrainer(TrlSeam):
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
         self._base_fingerprint = fingerprint(self._frozen_base)
         if credit is not None:
-            check_credit(credit, self, self._weights, plays=environment is not None)
+            checks.check_credit(credit, self, self._weights, plays=environment is not None)
             if "self_certainty" in credit.needs:
                 self._check_certainty()
-        self.outcome = resolve_outcome(outcome, credit, self.reward_func_names)
+        checks.check_kl(self.args, kl_on_dead_groups=kl_on_dead_groups)
+        self.kl_on_dead_groups = kl_on_dead_groups
+        self.outcome = checks.resolve_outcome(outcome, credit, self.reward_func_names)
         self.dynamic_sampling = dynamic_sampling
         self._stream: PromptStream | None = None
         if dynamic_sampling is not None:
-            check_dynamic_sampling(self, outcome=self.outcome)
+            checks.check_dynamic_sampling(self, outcome=self.outcome)
             self._stream = PromptStream(len(self.train_dataset), self.args.seed)
         self.run_directory = self._open_run(run_dir)
         self._recorder: Recorder | None = None
@@ -221,7 +217,9 @@ class ThreefoldTrainer(TrlSeam):
             self._recorder = Recorder(self.run_directory, self._tokenizer, self.accelerator)
         self.importance = importance
         if importance is not None:
-            check_importance(importance, self, tells_logprobs=sampler != "trl" or rollout_func is not None)
+            checks.check_importance(
+                importance, self, tells_logprobs=sampler != "trl" or rollout_func is not None
+            )
         if sampler != "trl":
             self._sample_with(sampler)
         if speedups is not None:
@@ -248,8 +246,8 @@ class ThreefoldTrainer(TrlSeam):
     # One generation batch
 
     def _watching(self) -> bool:
-        wanted = (self.credit, self.run_directory, self._environment, self.dynamic_sampling, self.importance)
-        return self.model.training and any(part is not None for part in wanted)
+        parts = (self.credit, self.run_directory, self._environment, self.dynamic_sampling, self.importance)
+        return self.model.training and (any(p is not None for p in parts) or not self.kl_on_dead_groups)
 
     def _choose_episodes(self, inputs: list[dict[str, Any]]) -> Candidates | None:
         if self.dynamic_sampling is None or self._stream is None:
@@ -303,6 +301,8 @@ class ThreefoldTrainer(TrlSeam):
         local = slice(
             self.accelerator.process_index * len(mask_BT), (self.accelerator.process_index + 1) * len(mask_BT)
         )
+        if self.beta != 0.0:
+            self._mark_dead_groups(output, advantages.values, batch.mask_BT, batch.group_B, local)
         if self._recorder is not None:
             self._keep(
                 CreditedStep(
@@ -439,7 +439,7 @@ class ThreefoldTrainer(TrlSeam):
             answer = self.credit.assign(replace(batch, rewards={name: batch.rewards[name] for name in names}))
             if answer.values.dim() == 2:
                 # an estimator need not say beforehand that it answers so
-                check_against_loss(self.credit, self, per_token=True)
+                checks.check_against_loss(self.credit, self, per_token=True)
             return answer
         outcomes = {name: value for name, value in batch.rewards.items() if name == self.outcome}
         return Advantages(
@@ -458,7 +458,7 @@ class ThreefoldTrainer(TrlSeam):
     ) -> None:
         figures = diagnose(batch, advantages, outcome_B, answer_logp_B=answer_logp_B)
         method = type(self.credit).__name__ if self.credit else "GRPO"
-        self.step_in_words = in_words(figures, method, kl=self.beta)
+        self.step_in_words = in_words(figures, method, kl=self.beta if self.kl_on_dead_groups else 0.0)
         times = {f"time/{name}": seconds for name, seconds in generation.seconds.items()}
         for name, value in {**figures, **advantages.metrics, **times}.items():
             self._log_value(name, value)

@@ -316,11 +316,6 @@ class TrlSeam(UpdateSeam):
             logged.pop()
         logged.extend(gathered)
 
-    def _log_value(self, name: str, value: float) -> None:
-        """Hand a number to TRL's metrics, averaged over the logging interval and sent to every
-        `report_to`."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
 
 def turns_of(output: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Which tokens the agent wrote, bool (B, T), and in which turn, int64 (B, T) with -1 where it did not.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threefold.credit.normalise import group_max
 from threefold.training import repack, shared_prompt
 from threefold.training.trl_seam.scoring import ScoringSeam
 
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 ROW = "threefold_row"
 """Key under which a row's number travels through TRL's shuffle and split to the loss, which ignores it."""
+WITHOUT_KL = "threefold_without_kl"
+"""The same for bool: the KL term has no say in this row."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Speedups:
 class UpdateSeam(ScoringSeam):
     """`GRPOTrainer` whose updates may be computed more cheaply, and whose own scores can be read."""
 
+    kl_on_dead_groups = True
     _loss_rows: Tensor | None = None
+    _loss_inputs: dict[str, Any] | None = None
     _observed: list[tuple[Tensor, Tensor, Tensor]]
     _rows_to_observe = sys.maxsize
     _watched_shape: tuple[int, ...] = (0, 0)
@@ -51,6 +56,7 @@ class UpdateSeam(ScoringSeam):
         refused = {
             "share_prompts": shared_prompt.why_not(inner),
             "repack": repack.why_not(self.args, auxiliary_loss=self.aux_loss_enabled),
+            "drop_dead": repack.why_not_dropped(self.args, kl_on_dead_groups=self.kl_on_dead_groups),
         }
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         if sharded:
@@ -79,6 +85,9 @@ class UpdateSeam(ScoringSeam):
         repacked: list[dict[str, Any]] = []
         for first in range(0, len(buffered), window):
             update = buffered[first : first + window]
+            if self.beta != 0.0:  # idle rows must have no KL either
+                none = torch.zeros(len(update[0]["advantages"]), dtype=torch.bool)
+                update = [{WITHOUT_KL: none.to(part["advantages"].device), **part} for part in update]
             repacked += repack.repack(
                 update,
                 loss_type=self.loss_type,
@@ -86,6 +95,7 @@ class UpdateSeam(ScoringSeam):
                 shared=wanted.share_prompts,
                 agree=self._agree_on_rows if self.accelerator.num_processes > 1 else None,
                 row_number=ROW,
+                without_kl=WITHOUT_KL,
             )
         self._buffered_inputs = repacked
         watched = [part[ROW] for part in repacked if ROW in part]
@@ -103,10 +113,12 @@ class UpdateSeam(ScoringSeam):
         if not inputs:  # a micro-batch that repacking has emptied
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self._loss_rows = inputs.get(ROW) if self.model.training else None
+        if WITHOUT_KL in inputs and self.beta != 0.0:
+            inputs = self._loss_inputs = {**inputs}  # a copy, for the next iteration reads them again
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._loss_rows = None
+            self._loss_rows = self._loss_inputs = None
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **kwargs: Any
@@ -116,7 +128,32 @@ class UpdateSeam(ScoringSeam):
         )
         if self._loss_rows is not None and torch.is_grad_enabled():
             self._observe(self._loss_rows, scored[0], scored[1])
+        if self._loss_inputs is not None:
+            # Against itself a row has a KL of 0 and a gradient of exactly 0, in every loss, and all that the
+            # loss divides by stays as it was.
+            quiet_B1 = self._loss_inputs[WITHOUT_KL].unsqueeze(1)
+            reference_BT = self._loss_inputs["ref_per_token_logps"]
+            self._loss_inputs["ref_per_token_logps"] = torch.where(quiet_B1, scored[0].detach(), reference_BT)
         return scored
+
+    def _mark_dead_groups(
+        self, output: dict[str, Any], values: Tensor, mask_BT: Tensor, group_B: Tensor, local: slice
+    ) -> None:
+        """Log how many rows have nothing but a KL term, and take it from them where that is wanted.
+
+        Args:
+            output: The local rows on their way to the loss.
+            values: (B,) or (B, T) advantages of all processes.
+            mask_BT: (B, T) bool, the tokens that are trained.
+            group_B: (B,) group of each row.
+            local: Which of them are the rows of this process.
+        """
+        values_BT = values if values.dim() == 2 else values.unsqueeze(1)
+        alive_B = ((values_BT != 0) & mask_BT).any(dim=1)
+        dead_B = (group_max(alive_B.float(), group_B) == 0) & mask_BT.any(dim=1)
+        self._log_value("signal/dead_rows", float(dead_B.sum()))
+        if not self.kl_on_dead_groups:
+            output[WITHOUT_KL] = dead_B[local]
 
     def _observe(self, rows: Tensor, logp: Tensor, entropy: Tensor | None) -> None:
         """Keep a micro-batch's scores; when every row that the update takes has been seen, hand them on."""
@@ -134,6 +171,11 @@ class UpdateSeam(ScoringSeam):
         self._observed = []
         self._rows_to_observe = sys.maxsize
         self._scores_seen(logp_BT, entropy_BT)
+
+    def _log_value(self, name: str, value: float) -> None:
+        """Hand a number to TRL's metrics, averaged over the logging interval and sent to every
+        `report_to`."""
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _watch_update(self, output: dict[str, Any]) -> None:
         """Number the local rows, so that the update's own forward can be read without a second one."""
