@@ -162,7 +162,6 @@ def steps(rounds: int) -> list[str]:
         for key in (
             "time/generate",
             "engine/push_seconds",
-            "time/signals",
             "importance/gap",
             "importance/ratio",
         ):
@@ -175,18 +174,18 @@ def steps(rounds: int) -> list[str]:
         "",
         "`recipes/demo.yaml` at a learning rate of 0, with speed-ups other than `drop_dead`, so that the "
         "update does not depend on which groups are dead: 4 problems, 8 samples each of at most 24 tokens, "
-        "as the model ends them. The engines with importance correction for each token, for which the policy is "
-        "scored once more (`signals`). `push` is part of `generate`.",
+        "as the model ends them. The engines with importance correction for each token. `push` is part of "
+        "`generate`.",
         "",
-        "| arm | step | ratio | generate | of it push | signals |",
-        "|---|---|---|---|---|---|",
+        "| arm | step | ratio | generate | of it push |",
+        "|---|---|---|---|---|",
     ]
     for name, seconds, ratio, low, high in medians(taken):
         of = {key: statistics.median(values[1:]) for key, values in parts[name].items()}
         push = "" if math.isnan(of["engine/push_seconds"]) else f"{of['engine/push_seconds']:.2f}"
         lines.append(
             f"| {name} | {seconds:.1f} | {ratio:.2f} [{low:.2f}, {high:.2f}] | {of['time/generate']:.2f} "
-            f"| {push} | {of['time/signals']:.2f} |"
+            f"| {push} |"
         )
     for name in list(samplers)[1:]:
         mine = {key: statistics.median(values[1:]) for key, values in parts[name].items()}

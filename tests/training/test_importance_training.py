@@ -102,7 +102,7 @@ def close(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-@pytest.mark.parametrize("speedups", [None, Speedups()], ids=["plain", "speedups"])
+@pytest.mark.parametrize("speedups", [None, Speedups(drop_dead=False)], ids=["plain", "speedups"])
 def test_the_folded_gradient_is_the_importance_weighted_one(build, level, speedups):
     engine, importance = perturbed(), Importance(level, cap=CAP)
     trainer = step(build, sampler=TransformersSampler(engine), importance=importance, speedups=speedups)
@@ -169,11 +169,36 @@ def test_dialogues_are_weighed_on_the_agents_tokens_alone(build, with_session):
     )
     _, mask = scored(trainer, engine)
     assert (~mask & trainer.outputs[0]["completion_mask"].bool()).any()  # the environment has spoken
-    assert (trainer.outputs[0]["advantages"][~mask] == 0).all()
     wanted, weights = by_hand(trainer, engine, Importance(cap=CAP))
     assert any(g.abs().max() > 0 for g in wanted)
     assert close(trainer.gradient, wanted)
     assert (weights[mask] != 1).any()
+
+
+def test_several_updates_a_batch_are_weighed_by_the_policy_that_they_start_from(build):
+    """TRL has scored the old policy then, and advantages are weighed once, before they are shuffled."""
+    engine, importance = perturbed(), Importance(cap=CAP)
+    args = {"gradient_accumulation_steps": 1, "steps_per_generation": 2, "max_steps": 2}
+    trainer = step(build, args, sampler=TransformersSampler(engine), importance=importance)
+    assert len(trainer.outputs) == 1
+    _, weights = by_hand(trainer, engine, importance)
+    _, mask = scored(trainer, engine)
+    wanted = trainer.answers[0][:, None] * weights * mask
+    assert torch.allclose(trainer.outputs[0]["advantages"], wanted, atol=1e-5)
+    assert (weights[mask] == CAP).any()
+
+
+def test_the_ratio_costs_no_pass(build):
+    """The policy is scored by the update's own forwards, with a gradient, and by nothing else."""
+    scorings = []
+
+    class Watched(Kept):
+        def _get_per_token_logps_and_entropies(self, *args, **options):
+            scorings.append(torch.is_grad_enabled())
+            return super()._get_per_token_logps_and_entropies(*args, **options)
+
+    step(lambda cls, **o: build(Watched, **o), sampler=HalfSampler(), importance=Importance())
+    assert scorings == [True, True]  # two micro-batches
 
 
 def test_a_rollout_function_of_ones_own_is_weighed_too(build):
@@ -293,6 +318,7 @@ def test_an_engine_is_never_taken_for_the_policy(build):
             {},
             "importance_sampling_level='sequence'.*level='sequence'",
         ),
+        ({"use_liger_kernel": True}, {}, "use_liger_kernel scores it inside"),
         ({"off_policy_mask_threshold": 0.5}, {}, "off_policy_mask_threshold.*level='sequence'"),
         ({}, {"sampler": "trl"}, "needs the log-probabilities of whoever sampled"),
     ],

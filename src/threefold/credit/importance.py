@@ -78,12 +78,12 @@ class Ratios:
         return folded * values.to(folded.dtype)
 
     def tallies(self, mask_BT: Tensor) -> Tensor:
-        """(B, 5) sums that add up over rows and processes; `figures` reads them."""
+        """(5,) sums that add up over micro-batches and processes; `figures` reads them."""
         counted = mask_BT if self.values.dim() == 2 else mask_BT.any(dim=1, keepdim=True)
         values = self.values if self.values.dim() == 2 else self.values.unsqueeze(1)
         capped = self.capped if self.capped.dim() == 2 else self.capped.unsqueeze(1)
         columns = (counted, values * counted, capped & counted, mask_BT, self.gap_BT.abs())
-        return torch.stack([column.double().sum(dim=1) for column in columns], dim=1)
+        return torch.stack([column.double().sum() for column in columns])
 
 
 def ratios(logp_BT: Tensor, sampled_logp_BT: Tensor, mask_BT: Tensor, importance: Importance) -> Ratios:
@@ -105,8 +105,8 @@ def ratios(logp_BT: Tensor, sampled_logp_BT: Tensor, mask_BT: Tensor, importance
 
 
 def figures(tallies: Tensor) -> dict[str, float]:
-    """Metrics of the rows that `Ratios.tallies` counted, (B, 5); empty where nothing is trained."""
-    counted, weight, capped, tokens, gap = tallies.sum(dim=0).tolist()
+    """Metrics of the rows that `Ratios.tallies` counted; empty where nothing is trained."""
+    counted, weight, capped, tokens, gap = tallies.tolist()
     if not counted:
         return {}
     return {

@@ -115,6 +115,11 @@ def check_importance(importance: Importance, trainer: GRPOTrainer, *, tells_logp
         raise ValueError(
             "the loss 'vespo' is not linear in the advantage, so importance= has no place; take 'dapo'"
         )
+    if trainer.args.use_liger_kernel:
+        raise ValueError(
+            "importance= weighs advantages when the update has scored the policy, and the loss of "
+            "use_liger_kernel scores it inside; leave one of them out"
+        )
     if importance.level == "sequence":
         return
     by_row = {

@@ -286,7 +286,6 @@ class ThreefoldTrainer(TrlSeam):
             for ids, mask_T in zip(generation.completion_ids, mask_BT, strict=True)
         ]
         local_signals = self._measure(output, generation, mask_BT, answers)
-        generation.policy_logp_BT = local_signals.logp_BT
         generation.seconds["signals"] = time.perf_counter() - started
         started = time.perf_counter()
         batch = self._gather_batch(output, generation, mask_BT, turn_BT, local_signals)
@@ -331,8 +330,6 @@ class ThreefoldTrainer(TrlSeam):
         needs: set[Signal] = set(self.credit.needs) if self.credit is not None else set()
         if self.signals_every and self.state.global_step % self.signals_every == 0:
             needs |= {"policy", "base"} if self.signals_base else {"policy"}
-        if self.importance is not None:
-            needs |= {"policy"}
         return frozenset(needs)
 
     def _wants_sampled_scores(self) -> bool:

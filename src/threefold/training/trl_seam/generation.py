@@ -11,11 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from threefold.credit.importance import Importance, figures, ratios
 from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParameters, Session
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
-from threefold.training.gathering import gather_rows
 from threefold.training.trl_seam.update import UpdateSeam
 
 _BATCH = 256
@@ -36,8 +34,6 @@ class Generation:
     where it needs them, then the reference model's where beta > 0."""
     sampled: list[Sample] = field(default_factory=list)
     """What our sampler drew, in its order; empty where another one did."""
-    policy_logp_BT: Tensor | None = None
-    """Log-probabilities of the local rows under the policy, where they were measured."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spent(self, what: str, started: float) -> None:
@@ -56,8 +52,6 @@ class TrlSeam(UpdateSeam):
     _samples_policy = False
     """Whether our sampler draws from the policy itself, not from an engine's copy."""
     _pushed_at: int | None = None
-    importance: Importance | None = None
-    """How advantages are weighed where another engine sampled; None does not."""
 
     def _watching(self) -> bool:
         """Whether this batch is to be watched; False leaves TRL entirely alone."""
@@ -85,28 +79,11 @@ class TrlSeam(UpdateSeam):
         advantages = self._credit(output, generation)
         if self.importance is not None:
             credited = output["advantages"] if advantages is None else advantages
-            advantages = self._weigh(credited, output, generation, self.importance)
+            advantages = self._weigh_batch(credited, output)
         if advantages is not None:
             output["advantages"] = advantages
             self._replace_logged_advantages(advantages)
         return output
-
-    def _weigh(
-        self, advantages: Tensor, output: dict[str, Any], generation: Generation, importance: Importance
-    ) -> Tensor:
-        """The local rows' advantages, weighed by the ratio of the policy and the engine that sampled."""
-        sampled_BT = output.get("sampling_per_token_logps")
-        if sampled_BT is None or generation.policy_logp_BT is None:
-            raise ValueError(
-                "importance= compares the policy with whoever sampled, and the episodes came without "
-                "log-probabilities: give them under 'logprobs' in what rollout_func answers, or sample with "
-                "sampler='threefold' or an engine"
-            )
-        mask_BT, _ = turns_of(output)
-        weights = ratios(generation.policy_logp_BT, sampled_BT, mask_BT, importance)
-        for name, value in figures(gather_rows(self.accelerator, weights.tallies(mask_BT))).items():
-            self._log_value(name, value)
-        return weights.fold(advantages)
 
     def _generate_candidates(self, inputs: list[dict[str, Any]]) -> Candidates:
         """Generate and score an episode of each row, as TRL would. Its logs count every one of them."""
