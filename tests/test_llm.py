@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -256,6 +258,33 @@ def test_a_record_that_a_crash_cut_short(tmp_path: Path) -> None:
     path.write_text(whole[:20] + "\n" + whole, encoding="utf-8")
     with pytest.raises(ValueError, match="line 1: not a recorded answer"):
         Recorded(path, model="tiny")
+
+
+FULL_DISK = """
+import resource, sys
+from threefold.chat import Recorded
+answers = Recorded(sys.argv[1], lambda messages, **options: messages[0]["content"] * 40, model="tiny")
+ask = lambda text: answers([{"role": "user", "content": text}])
+ask("a" * 10)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+try:
+    ask("b" * 10)  # the kernel takes a part of its line
+except OSError as error:
+    print(error.strerror)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+ask("c" * 10)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+def test_a_disk_that_fills_up_leaves_no_half_answer(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "File too large\n"
+    replay = Recorded(path, model="tiny")
+    assert len(replay) == 2
+    assert replay([{"role": "user", "content": "c" * 10}]) == "c" * 400
 
 
 # JSON answers.

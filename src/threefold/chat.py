@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -153,8 +154,14 @@ class Recorded:
         with self._lock:
             self._lines[line["key"]] = line
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            whole = self._path.stat().st_size if self._path.exists() else 0
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            except OSError:  # a full disk, say: what it took of the line must not run into the next one
+                if self._path.exists():
+                    os.truncate(self._path, whole)
+                raise
 
     def _summary(self, request: Request, key: str) -> str:
         last = request.messages[-1]["content"] if request.messages else ""

@@ -50,6 +50,17 @@ class TestZscore:
         # mean 2, deviations -1 0 1, unbiased variance (1 + 0 + 1) / 2 = 1
         assert torch.allclose(zscore(*one_group(1, 2, 3), eps=0.0), torch.tensor([-1.0, 0.0, 1.0]))
 
+    @pytest.mark.parametrize(
+        ("rewards", "expected"),
+        [
+            ((10, 0, 10, 0), (0.866025, -0.866025, 0.866025, -0.866025)),
+            ((1, 0, 0, 0, 0), (1.788850, -0.447213, -0.447213, -0.447213, -0.447213)),
+        ],
+    )
+    def test_golden_advantages_of_reskill(self, rewards, expected) -> None:
+        """Whole groups, whatever their bank versions; unbiased deviation, its 1e-6."""
+        assert zscore(*one_group(*rewards), eps=1e-6).tolist() == pytest.approx(expected, abs=2e-6)
+
     def test_ddof_0_is_the_population_deviation(self) -> None:
         # variance 2/3
         expected = torch.tensor([-1.0, 0.0, 1.0]) * 1.5**0.5

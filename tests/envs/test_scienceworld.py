@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from engines import java_processes, needs
 from threefold.environments import named_environment
 from threefold.envs import Environment, Task
+from threefold.envs.base import Message
 from threefold.envs.java import EngineDied
 from threefold.envs.pool import EnvironmentPool
 from threefold.envs.scienceworld import (
@@ -145,6 +146,62 @@ def test_members_play_the_same_task_and_leave_each_other_alone(source: ScienceWo
         second.step(other)
         beside.append(first.step(action))
     assert beside == alone
+
+
+def solutions(cases: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Any]:
+    """The engine's own, played through in a Java process of their own."""
+    source = ScienceWorld(turns=200)
+    game = source()
+    try:
+        tasks = [Task(f"{kind}-{number}", {"kind": kind, "variation": number}) for kind, number in cases]
+        return {case: game.solution(task) for case, task in zip(cases, tasks, strict=True)}
+    finally:
+        source.close()
+
+
+@pytest.mark.slow
+def test_actions_have_the_same_answers_in_every_play_and_process() -> None:
+    """Of kinds in which they had not: by what is listed first, when a lamp lights, what is measured."""
+    cases = [
+        ("inclined-plane-determine-angle", 0),
+        ("chemistry-mix-paint-tertiary-color", 19),
+        ("test-conductivity-of-unknown-substances", 0),
+        ("use-thermometer", 271),
+    ]
+    one = solutions(cases)
+    assert all(success for success, _ in one.values())
+    assert solutions(cases[::-1]) == one
+
+
+def test_demonstrations_are_the_engines_solutions() -> None:
+    source = ScienceWorld(kinds=("find-non-living-thing", "power-component"), turns=15)
+    shown = source.demonstrations("train", 2, 0)
+    assert source._engine.process is None  # it was not running before
+    tasks = source.tasks("train", 2, 0)
+    assert len(shown) == len(tasks)
+    game = source()
+    for dialogue, task in zip(shown, tasks, strict=True):
+        seen = game.reset(task, 5, 3)
+        assert [*seen.messages] == dialogue[:1]
+        heard: list[Message] = []
+        for message in dialogue[1:]:
+            if message["role"] == "assistant":
+                assert heard in ([], [*seen.messages])
+                seen, heard = game.step(message["content"]), []
+            else:
+                heard.append(message)
+        assert (seen.success, heard) == (True, [])
+    source.close()
+
+
+@pytest.mark.slow
+def test_demonstrations_are_the_same_in_another_process_and_none_is_cut_off() -> None:
+    kinds = ("find-non-living-thing", "grow-plant")  # of 5 to 7 actions, and of 29 and more
+    shown = ScienceWorld(kinds=kinds, turns=12).demonstrations("train", 4, 0)
+    assert ScienceWorld(kinds=kinds, turns=12).demonstrations("train", 4, 0) == shown
+    assert all("non-living thing" in dialogue[0]["content"] for dialogue in shown)
+    with pytest.raises(ValueError, match=r"no solution of a train task of grow-plant ends within 12 turns"):
+        ScienceWorld(kinds=["grow-plant"], turns=12).demonstrations("train", 4, 0)
 
 
 def test_a_dead_java_process_ends_its_tasks_and_the_next_ones_play_in_a_new_one() -> None:

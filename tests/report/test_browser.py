@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,11 +193,18 @@ def test_map_of_groups_answers_to_a_click(page: Any) -> None:
 # Dialogues
 
 
+def with_state(record: Credited, **values: float) -> Credited:
+    """The same dialogue with more states at every turn."""
+    turns = tuple(replace(turn, state={**turn.state, **values}) for turn in record.trajectory.turns)
+    return replace(record, trajectory=replace(record.trajectory, turns=turns))
+
+
 def test_turns_show_states_skills_and_where_a_rule_was_broken(
     browser: Any, make_run: Callable[..., Path], dialogue: Callable[..., Credited], tmp_path: Path
 ) -> None:
     run_dir = make_run(tmp_path / "talks", steps=1)
-    write_jsonl(run_dir / "rollouts.jsonl", [dialogue(2, 0, member, said=HOSTILE) for member in range(2)])
+    records = [with_state(dialogue(2, 0, member, said=HOSTILE), left=0.0) for member in range(2)]
+    write_jsonl(run_dir / "rollouts.jsonl", records)
     show_at(browser, 390)
     load(browser, write_report(run_dir), "#part-episodes")
     browser.execute_script("document.querySelector('.list tbody tr').click()")
@@ -210,6 +218,9 @@ def test_turns_show_states_skills_and_where_a_rule_was_broken(
         ["0", "Let us look.", "1", "1", "1", "+0.5", "0.3", "validate"],
         ["1", "Stop that. broke command", "-2", "3", "2", "-1", "0.75", ""],
     ]
+    assert "Answer given" not in browser.execute_script(
+        "return document.querySelector('#detail').textContent"
+    )
     assert (
         browser.execute_script("return document.querySelector('.turns .broken').cells[0].textContent") == "1"
     )

@@ -231,6 +231,12 @@ def test_output_can_stand_elsewhere_and_replaces_an_older_one(finished_run: Path
     assert not (finished_run / "report.html").exists()
 
 
+def test_output_in_a_folder_that_is_not_there_makes_it(finished_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "for" / "friends" / "page.html"
+    assert write_report(finished_run, output) == output
+    assert output.is_file()
+
+
 def test_embedded_episode_carries_credit_per_token(tmp_path: Path, episode: Callable[..., Credited]) -> None:
     record = episode(
         5,

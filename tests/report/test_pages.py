@@ -94,6 +94,33 @@ def test_the_held_out_interval_decides_whether_it_learns(
     assert "In training, success: 12.5 % in the first fifth of the steps, 92.5 % in the last" in texts(answer)
 
 
+@pytest.mark.parametrize(
+    ("fit", "verdict"),
+    [
+        ((1.7, 1.0, 2.3), "What is rewarded, yes; success not shown"),
+        ((-1.7, -2.3, -1.0), "Not shown"),
+        ((0.2, -0.4, 0.8), "What is rewarded, yes; success not shown"),
+    ],
+)
+def test_rewards_beside_success_are_heard(
+    tmp_path: Path, fit: tuple[float, float, float], verdict: str
+) -> None:
+    path = metrics(
+        tmp_path / "run", 20, signal__outcome=lambda step: 0.0, signal__dead_outcome=lambda step: 1.0
+    )
+    run = RunDirectory(path, append=True)
+    run.write_environment(0, reward_weights={"fit": 1.0, "goal": 1.0, "success": 0.0})
+    gains = [gain(0.0, -0.06, 0.06, "success"), gain(0.9, 0.5, 1.3, "goal"), gain(*fit, "fit")]
+    run.write_evaluation({"evaluations": [], "gains": [*gains, gain(5.0, 4.0, 6.0, "length")]})
+    answer = learning(read_run(path))
+    assert answer.verdict == verdict
+    assert "goal, a reward, +0.9 [+0.5, +1.3]" in texts(answer)
+    assert "length" not in texts(answer)
+    dead = next(finding for finding in signal(read_run(path)).findings if "Dead groups" in finding.text)
+    assert dead.tone == "plain"
+    assert "Success is only watched here" in dead.text
+
+
 def test_a_format_alone_is_named(tmp_path: Path) -> None:
     path = metrics(tmp_path / "run", 20, reward=lambda step: 1.0)
     scores = {name: {"mean": 0.5} for name in ("strict", "last_number")}

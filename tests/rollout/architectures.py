@@ -11,8 +11,12 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 97
@@ -48,6 +52,23 @@ def gemma3():
     torch.manual_seed(2)
     layers = ["sliding_attention", "full_attention"]
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=4, layer_types=layers)).eval()
+
+
+def gemma3_wide():
+    """Sliding windows that everything here fits into."""
+    torch.manual_seed(2)
+    layers = ["sliding_attention", "full_attention"]
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=120, layer_types=layers)).eval()
+
+
+def qwen3():
+    torch.manual_seed(6)
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES)).eval()
+
+
+def mistral():
+    torch.manual_seed(7)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval()
 
 
 def gpt2():
@@ -110,7 +131,14 @@ def count_forwards(model):
 
 
 def teacher_forced(model, prompt, sample, temperature=1.0):
+    """Log-probabilities of a sample's tokens, by one forward of the whole."""
+    return scored_whole(model, prompt, sample, temperature)[0].numpy()
+
+
+def scored_whole(model, prompt, sample, temperature=1.0):
+    """Log-probabilities and entropies of a sample's tokens, by one forward of the whole."""
     ids = torch.tensor([[*prompt, *sample.token_ids]])
     with torch.no_grad():
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    return (logits / temperature).log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0].numpy()
+    scores = torch.distributions.Categorical(logits=logits / temperature)
+    return scores.log_prob(ids[0, len(prompt) :]), scores.entropy()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from threefold.rollout.samplers import SamplingParameters
-from threefold.rollout.samplers.transformers import choose
+from threefold.rollout.samplers.choosing import choose
 
 
 def test_samples_of_one_prompt_are_independent():

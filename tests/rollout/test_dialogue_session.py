@@ -13,12 +13,14 @@ from architectures import (
     SIZES,
     count_forwards,
     gemma3,
+    gemma3_wide,
     gpt2,
     llama,
     lora,
     mamba,
     own_cache,
     qwen2,
+    scored_whole,
     teacher_forced,
 )
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
@@ -28,13 +30,6 @@ from threefold.rollout.samplers.transformers import TransformersSampler
 
 OPENINGS = {0: [5, 3, 8, 9, 20, 31], 1: [5, 3, 8, 9, 20, 31], 2: [4], 3: [60, 61, 62], 4: [12] * 11}
 SAMPLING = SamplingParameters(max_new_tokens=1, temperature=0.9)
-
-
-def gemma3_wide():
-    """Sliding windows that these dialogues fit into."""
-    torch.manual_seed(2)
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=120, layer_types=layers)).eval()
 
 
 def answer(dialogue: int, turn: int) -> list[int]:
@@ -76,6 +71,24 @@ def test_logprobs_are_those_of_one_forward_of_the_dialogue(make):
     for context, sample in spoken.values():
         expected = torch.from_numpy(teacher_forced(model, context, sample, temperature=0.9))
         assert torch.tensor(sample.logprobs) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [*KEEPING, gemma3, mamba])
+@pytest.mark.parametrize("temperature", [0.9, 0.0])
+def test_entropies_are_those_of_one_forward_of_the_dialogue(make, temperature):
+    """The last two cannot keep their caches: they report entropies as well."""
+    model = make()
+    parameters = SamplingParameters(1, temperature=temperature, top_k=20, entropies=True)
+    spoken, _ = converse(model, parameters=parameters, turns=3)
+    asked_for_none, _ = converse(
+        model, parameters=SamplingParameters(1, temperature=temperature, top_k=20), turns=3
+    )
+    assert tokens(spoken) == tokens(asked_for_none)
+    assert all(sample.entropies is None for _, sample in asked_for_none.values())
+    for context, sample in spoken.values():
+        logprobs, entropies = scored_whole(model, context, sample, temperature=temperature or 1.0)
+        torch.testing.assert_close(torch.tensor(sample.logprobs), logprobs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(torch.tensor(sample.entropies), entropies, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("make", [*KEEPING, gemma3, mamba, own_cache])

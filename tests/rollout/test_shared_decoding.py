@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from architectures import SIZES, gemma3, gpt2, llama, lora, qwen2, teacher_forced
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
+from architectures import (
+    gemma3,
+    gemma3_wide,
+    gpt2,
+    llama,
+    lora,
+    mistral,
+    qwen2,
+    qwen3,
+    scored_whole,
+    teacher_forced,
 )
 
-from threefold.rollout.samplers import SamplingParameters, shared_decoding
+from threefold.rollout.samplers import SamplingParameters, dialogue, shared_decoding
 from threefold.rollout.samplers import transformers as sampling
 from threefold.rollout.samplers.transformers import TransformersSampler
 
 PROMPTS = [[5, 3, 8, 9, 20, 31], [60, 61], [12] * 11]
-
-
-def qwen3():
-    torch.manual_seed(6)
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES)).eval()
-
-
-def mistral():
-    torch.manual_seed(7)
-    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)).eval()
-
-
-def gemma3_wide():
-    """Its windows are wider than anything here."""
-    torch.manual_seed(8)
-    layers = ["sliding_attention", "full_attention"]
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=100, layer_types=layers)).eval()
 
 
 def eager():
@@ -55,14 +40,14 @@ MODELS = [llama, qwen2, qwen3, mistral, gemma3_wide, lora, eager, wide_heads]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every step that was decoded with shared prompts."""
     counted: list[int] = []
-    attend = shared_decoding.SharedCache.attend
+    step = shared_decoding.SharedCache.step
 
-    def counting(self, layer, query, keys, values):
-        if layer is self.layers[0]:
+    def counting(self, number, query, keys, values):
+        if number == 0:
             counted.append(len(query))
-        return attend(self, layer, query, keys, values)
+        return step(self, number, query, keys, values)
 
-    monkeypatch.setattr(shared_decoding.SharedCache, "attend", counting)
+    monkeypatch.setattr(shared_decoding.SharedCache, "step", counting)
     return counted
 
 
@@ -117,7 +102,88 @@ def test_the_attention_comes_back_after_an_error(monkeypatch):
     def failing(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(shared_decoding.SharedCache, "attend", failing)
+    monkeypatch.setattr(shared_decoding.SharedCache, "step", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         TransformersSampler(model).generate(PROMPTS, SamplingParameters(8), samples_per_prompt=3, seed=0)
     assert model.config._attn_implementation == "sdpa"
+
+
+GROUPS = [0, 0, 0, 1, 1, 2, 2, 2, 2]
+"""Which prompt each dialogue opens with."""
+
+
+def dialogues(model, turns=3, batch_size=64):
+    """Play dialogues that open in groups; answers (dialogue, turn) -> context and sample."""
+    session = TransformersSampler(model, batch_size=batch_size).session(
+        SamplingParameters(1, temperature=0.9, entropies=True), seed=5
+    )
+    contexts = [list(PROMPTS[group]) for group in GROUPS]
+    spoken = {}
+    for turn in range(turns):
+        # The last of each group is over after its first turn; the middle prompt's are all over after two.
+        live = [d for d in range(9) if turn == 0 or (d not in (2, 4, 8) and (turn < 2 or d != 3))]
+        samples = session.turn(live, [contexts[d] for d in live], [5 + d % 3 for d in live])
+        for d, sample in zip(live, samples, strict=True):
+            spoken[d, turn] = list(contexts[d]), sample
+            contexts[d] += [*sample.token_ids, *range(50, 51 + (d + turn) % 3)]
+    return spoken, session
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_dialogues_that_share_openings_are_those_of_one_forward(make, calls, monkeypatch):
+    model = make()
+    spoken, session = dialogues(model)
+    assert max(calls) == 9
+    assert all(isinstance(batch.cache, shared_decoding.SharedCache) for batch in session._batches)
+    for context, sample in spoken.values():
+        logprobs, entropies = scored_whole(model, context, sample, temperature=0.9)
+        np.testing.assert_allclose(sample.logprobs, logprobs, atol=1e-5)
+        np.testing.assert_allclose(sample.entropies, entropies, atol=1e-5)
+    monkeypatch.setattr(dialogue, "usable", lambda *_: False)
+    plain, session = dialogues(model)
+    assert not any(isinstance(batch.cache, shared_decoding.SharedCache) for batch in session._batches)
+    assert {key: sample.token_ids for key, (_, sample) in spoken.items()} == {
+        key: sample.token_ids for key, (_, sample) in plain.items()
+    }
+
+
+def test_an_opening_is_held_once_however_long_its_dialogues_go_on():
+    """Its keys and values are those of the prefill; an opening without dialogues is let go in time."""
+    model = llama()
+    session = TransformersSampler(model).session(SamplingParameters(1, temperature=0.9), seed=5)
+    contexts = [list(PROMPTS[group]) for group in GROUPS]
+    held = []
+    for live in (range(9), range(9), range(2), range(2)):
+        samples = session.turn(list(live), [contexts[d] for d in live], [6] * len(live))
+        for d, sample in zip(live, samples, strict=True):
+            contexts[d] += [*sample.token_ids, 50]
+        held.append({id(batch.cache.prompts): batch.cache.prompts for batch in session._batches})
+    # In one turn the batch may halve, and then what goes on has the openings that it needs as a copy.
+    widest = [max(held[turn].values(), key=len) for turn in (0, 1)]
+    assert widest[0] is widest[1]
+    assert widest[0].layers[0][0].shape[:3] == (3, 2, 11)
+    assert [p.token_ids for p in held[2].values()] == [(tuple(PROMPTS[0]),)]
+    assert list(held[2]) == list(held[3])
+
+
+def test_dialogues_of_several_batches_are_decoded_together():
+    """Openings that were forwarded in different batches come together in a later turn, and part again."""
+    model = llama()
+    whole, _ = dialogues(model)
+    for batch_size in (2, 4):
+        parted, _ = dialogues(model, batch_size=batch_size)
+        assert {key: s.token_ids for key, (_, s) in parted.items()} == {
+            key: s.token_ids for key, (_, s) in whole.items()
+        }
+
+
+@pytest.mark.parametrize("cut", [[5, 3, 8], [5, 3, 8, 9, 20, 31], [5, 3, 8, 9, 20, 32, 33]])
+def test_a_dialogue_that_leaves_its_opening_starts_anew(cut):
+    model = llama()
+    session = TransformersSampler(model).session(SamplingParameters(1, temperature=0.9), seed=5)
+    opening = PROMPTS[0]
+    first = session.turn([0, 1, 2], [opening] * 3, [6, 6, 6])
+    contexts = [cut, *([*opening, *sample.token_ids, 50, 51] for sample in first[1:])]
+    for context, sample in zip(contexts, session.turn([0, 1, 2], contexts, [6, 6, 6]), strict=True):
+        np.testing.assert_allclose(sample.logprobs, teacher_forced(model, context, sample, 0.9), atol=1e-5)
+    assert sorted(d for batch in session._batches for d in batch.dialogues) == [0, 1, 2]

@@ -6,16 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
+from threefold import GRPO, ISPO, Limits, Speedups, ThreefoldTrainer
 from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.self_certainty import SelfCertainty
+from threefold.envs.toy import EchoThenNext
 from threefold.training.dynamic_sampling import DynamicSampling
 
+DIGITS = Dataset.from_list([{"prompt": [{"role": "user", "content": str(i)}], "digit": i} for i in range(10)])
 DIGIT_ANSWER = r"([0-9])"
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+
+def digit(completions: Any, trajectory: Any, **columns: Any) -> list[float]:
+    """An outcome of whole episodes by the name that the estimators here read."""
+    return [float(bool(episode.success)) for episode in trajectory]
 
 
 class Watched(ThreefoldTrainer):
@@ -234,6 +242,56 @@ def test_what_our_sampler_saw_is_what_a_pass_would_measure(build, make_model, te
         torch.testing.assert_close(signals.entropy_BT[row, :length], entropy, atol=1e-5, rtol=0)
         torch.testing.assert_close(signals.base_logp_BT[row, :length], logp, atol=1e-5, rtol=0)
         assert not signals.entropy_BT[row, length:].any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_our_sampler_saw_in_dialogues_is_what_a_pass_would_measure(build, make_model, temperature):
+    """Both turns of every episode, with the environment's tokens between them."""
+    trainer = trained(
+        build,
+        ISPO("digit"),
+        sampler="threefold",
+        reward_funcs=digit,
+        environment=EchoThenNext,
+        train_dataset=DIGITS,
+        limits=Limits(turns=2, turn_tokens=4, completion_tokens=24),
+        args={"max_steps": 1, "temperature": temperature, "max_completion_length": 24},
+    )
+    assert passes(trainer) == {"base": 1, "answer": 1}
+    batch, (prompts, completions) = trainer.batches[0], trainer.seen[0]
+    initial = make_model().eval()
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        logp, entropy = teacher_forced(initial, prompt, completion, temperature)
+        mine = batch.turn_BT[row, : len(completion)] >= 0
+        assert 0 < mine.sum() < len(completion)
+        for measured, expected in ((batch.signals.logp_BT, logp), (batch.signals.entropy_BT, entropy)):
+            measured_T = measured[row, : len(completion)]
+            torch.testing.assert_close(measured_T[mine], expected[mine], atol=1e-5, rtol=0)
+
+
+def test_episodes_without_a_turn_are_scored_too(build):
+    """Environments that fail at their start leave rows that nothing was sampled for."""
+
+    class FailsOnOdd(EchoThenNext):
+        def reset(self, task, seed, member):
+            if member % 2:
+                raise ConnectionError("no simulator")
+            return super().reset(task, seed, member)
+
+    trainer = trained(
+        build,
+        ISPO("digit"),
+        sampler="threefold",
+        reward_funcs=digit,
+        environment=FailsOnOdd,
+        train_dataset=DIGITS,
+        limits=Limits(turns=2, turn_tokens=4, completion_tokens=24),
+        args={"max_steps": 1, "max_completion_length": 24},
+    )
+    assert passes(trainer).get("policy") is None
+    entropy_BT, mask_BT = trainer.batches[0].signals.entropy_BT, trainer.batches[0].mask_BT
+    assert mask_BT.any(dim=1).tolist() == [True, False] * (len(mask_BT) // 2)
+    assert (entropy_BT[mask_BT] > 0).all()
 
 
 def test_episodes_that_dynamic_sampling_puts_together_are_scored_by_a_pass(build):

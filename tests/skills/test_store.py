@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from errand_play import experiences
 
-from threefold.skills.bank import Add, Bank, operation_to_dict
+from threefold.skills.bank import Add, Bank, apply, operation_to_dict
+from threefold.skills.chat_creator import ChatCreator
+from threefold.skills.creator import Creator, Evidence
+from threefold.skills.memory_creator import MemoryCreator
+from threefold.skills.offline_creator import OfflineCreator
+from threefold.skills.placebo_creator import PlaceboCreator
 from threefold.skills.skill import Skill, SkillError
 from threefold.skills.skillrl import read_skillrl
 from threefold.skills.store import (
@@ -51,6 +62,30 @@ def test_the_reference_validator_accepts_the_bank(tmp_path: Path) -> None:
     write_version(tmp_path, BANK, RECORD)
     folders = list((tmp_path / "v1" / "skills").iterdir())
     assert [reference.validate(folder) for folder in folders] == [[], []]
+
+
+class Writer:
+    """A language model that adds one skill, whatever it is asked."""
+
+    def __call__(self, messages: Any) -> str:
+        skill = {"op": "add", "name": "Ask: first!", "when_to_use": "You begin: yes #1.", "action": "Ask."}
+        plan = {"insight": "None ask.", "diagnosis": "Few.", "assertions": []}
+        return json.dumps({**plan, "operations": [{**skill, "target": "ask"}]})
+
+
+@pytest.mark.parametrize(
+    "creator", [OfflineCreator(), ChatCreator(Writer()), PlaceboCreator(), MemoryCreator()], ids=type
+)
+def test_the_reference_validator_accepts_the_bank_of_every_creator(tmp_path: Path, creator: Creator) -> None:
+    reference = pytest.importorskip("skills_ref", reason="skills-ref is not installed")
+    seen = tuple(experiences())
+    evidence = Evidence(3, Bank("v0"), seen, tuple((e,) for e in seen[:2]), capacity=64)
+    bank = apply(evidence.bank, creator(evidence).operations, "v1", capacity=64)
+    folder = write_version(tmp_path, bank, VersionRecord("v1", "v0"))
+    skills = sorted((folder / "skills").iterdir())
+    assert [path.name for path in skills] == [*bank.names]
+    assert skills
+    assert [reference.validate(path) for path in skills] == [[]] * len(skills)
 
 
 def test_a_version_is_never_overwritten_unless_asked(tmp_path: Path) -> None:
@@ -97,6 +132,98 @@ def test_a_disk_that_fills_up_leaves_no_half_version(tmp_path: Path, version: st
     assert done.stdout == "OSError File too large\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v1"]
     assert read_bank(tmp_path, "v1") == BANK  # also where it was to be replaced
+
+
+SMALL_DISK = """
+import os, shutil, subprocess, sys
+from pathlib import Path
+from threefold.skills.bank import Bank
+from threefold.skills.skill import Skill
+from threefold.skills.store import VersionFiles, VersionRecord, read_bank, versions
+root = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(root)], check=True)
+files = VersionFiles(root)
+assert files.write(Bank("v0"), VersionRecord("v0")) == []
+large = Bank("v1", (Skill("a-small", "When.", "Do."), Skill("b-large", "When.", "x" * 90_000)), "v0")
+((version, problem),) = files.write(large, VersionRecord("v1", "v0", decision="testing"))
+print(version, problem.split(":")[0].rsplit("/", 1)[1], "No space left on device" in problem)
+print(versions(root), sorted(p.name for p in root.iterdir()), read_bank(root, "v0") == Bank("v0"))
+fits = Bank("v2", (Skill("a-small", "When.", "Do."),), "v0")
+problems = files.write(fits, VersionRecord("v2", "v0"))  # v1 is tried again, and refused again
+print([version for version, _ in problems], versions(root), read_bank(root, "v2") == fits)
+subprocess.run(["mount", "-o", "remount,size=1m", str(root)], check=True)
+print(files.write(fits, VersionRecord("v2", "v0", decision="accept")), versions(root))
+print(read_bank(root, "v1") == large)
+"""
+OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def may_mount() -> bool:
+    """Whether a process here may have file systems of its own."""
+    try:
+        command = [*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs Linux and the right to mount in a namespace of one's own")
+def test_a_real_disk_without_space_leaves_no_half_version_and_gets_it_later(tmp_path: Path) -> None:
+    command = [*OWN_MOUNTS, sys.executable, "-c", SMALL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "v1 v1 True",
+        "['v0'] ['v0'] True",
+        "['v1'] ['v0', 'v2'] True",
+        "[] ['v0', 'v1', 'v2']",
+        "True",
+    ]
+
+
+class Full:
+    """A disk on which the n-th call that needs space, and every later one, finds none."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, calls: int) -> None:
+        self.left = calls
+        for owner, name in ((os, "fsync"), (os, "mkdir"), (builtins, "open")):
+            patch.setattr(owner, name, self.limited(getattr(owner, name)))
+
+    def limited(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def instead(*arguments: Any, **keywords: Any) -> Any:
+            if self.left == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.left -= 1
+            return call(*arguments, **keywords)
+
+        return instead
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["new", "replaced"])
+def test_wherever_the_space_ends_a_version_is_whole_or_not_there(tmp_path: Path, again: bool) -> None:
+    other = Bank("v1", (ASK,), parent="v0")
+    refused = 0
+    for calls in range(99):
+        root = tmp_path / f"{calls}"
+        root.mkdir()
+        if again:
+            write_version(root, BANK, RECORD)
+        with pytest.MonkeyPatch.context() as patch:
+            Full(patch, calls)
+            try:
+                write_version(root, other, RECORD, replace=True)
+            except OSError:
+                refused += 1
+                there = [BANK] if again else []
+            else:
+                there = [other]
+        # Flushing the folder comes after the rename: a version may be there although its write was refused.
+        found = [read_bank(root, version) for version in versions(root)]
+        assert found in (there, [other])
+        assert all(path.name == "v1" for path in root.iterdir())
+        if found == there == [other] and refused >= 8:
+            return
+    raise AssertionError("the write never succeeded")
 
 
 def test_broken_edits_are_reported_with_file_and_line(tmp_path: Path) -> None:

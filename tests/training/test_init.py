@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def test_starters_explain_themselves(kind: str) -> None:
     )
     assert sum("#" in line for line in lines) >= len(lines) / 3
     assert all(len(line) <= 120 for line in lines)
+
+
+def test_the_environment_starter_names_every_environment_of_the_package() -> None:
+    text = (resources.files("threefold") / "starters" / "environment.yaml").read_text(encoding="utf-8")
+    about = text.partition("environment:")[2].partition("name: toy")[0]
+    missing = [name for name in SHORT_NAMES if not re.search(rf"\b{name}\b", about)]
+    assert missing == []
+    recipes = Path(__file__).parents[2] / "recipes"
+    assert [name for name in SHORT_NAMES if not (recipes / f"{name}.yaml").exists()] == ["gymnasium"]
 
 
 def test_a_file_that_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,11 +30,17 @@ NEVER_CHARTED = {"step", "split", "time", "words", "warnings", "time/update"}
 
 @pytest.fixture
 def train(tmp_path: Path) -> Callable[..., Path]:
-    def run(*overrides: str, loggers: list[str]) -> Path:
+    def run(*overrides: str, loggers: list[str], alone: bool = False) -> Path:
+        """Train, `alone` in a process of its own: some loggers read their folder when they are imported, and
+        write to it until the process ends."""
         data = {**RECIPE, "run": {"dir": str(tmp_path / "run"), "loggers": loggers}}
         path = tmp_path / "recipe.yaml"
         path.write_text(yaml.safe_dump(data), encoding="utf-8")
-        assert main(["train", str(path), "--quiet", *overrides]) == 0
+        words = ["train", str(path), "--quiet", *overrides]
+        if alone:
+            subprocess.run([sys.executable, "-m", "threefold.cli", *words], env=os.environ, check=True)
+        else:
+            assert main(words) == 0
         return tmp_path / "run"
 
     return run
@@ -78,7 +86,7 @@ def test_weights_and_biases_offline(train: Callable[..., Path], monkeypatch: pyt
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_DIR", raising=False)
-    run = train(loggers=["wandb"])
+    run = train(loggers=["wandb"], alone=True)
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     written, (_, names) = file.read_bytes(), charted(run)
     assert [name for name in names.values() if name.encode() not in written] == []
@@ -88,7 +96,7 @@ def test_weights_and_biases_offline(train: Callable[..., Path], monkeypatch: pyt
 def test_trackio_without_a_network(train: Callable[..., Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     pytest.importorskip("trackio", reason="trackio is not installed: pip install trackio")
-    run = train(loggers=["trackio"])
+    run = train(loggers=["trackio"], alone=True)
     with sqlite3.connect(tmp_path / "trackio" / "threefold.db") as database:
         rows = [json.loads(row) for (row,) in database.execute("select metrics from metrics")]
     assert set(charted(run)[1].values()) <= {name for row in rows for name in row}

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,27 +18,27 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from test_resume import StopAt, weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from chat_server import chat_server
+from chat_server import Reply, chat_server
+from skill_parts import QUIET, figures, files, hand_made, recipe_writer
 from threefold import GRPO
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation
 from threefold.envs.errands import Errands
 from threefold.recipe import parse_recipe
 from threefold.rollout.driver import Limits
-from threefold.skills.bank import Add, Bank
+from threefold.skills.bank import Add
 from threefold.skills.creator import Creation, Evidence
 from threefold.skills.evolution import Evolution
 from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
-from threefold.skills.store import VersionRecord, read_bank, read_record, versions, write_version
+from threefold.skills.store import read_bank, read_record, versions
 from threefold.training.run_directory import RunDirectory
 from threefold.training.skills import settings_of
 from threefold.trajectory import Credited, read_jsonl
-from tiny_parts import tiny_model, tiny_tokenizer
+from tiny_parts import tiny_model
 
 
 class Digits:
@@ -111,17 +113,6 @@ def trainer_in(build: Any, run: RunDirectory, executor: Any = None, **options: A
     )
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("step_time", "skills/seconds")
-    return [{k: v for k, v in line.items() if not k.startswith("time") and k not in clocks} for line in lines]
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def episodes(run: Path) -> list[Credited]:
     return [record for record in read_jsonl(run / "rollouts.jsonl") if isinstance(record, Credited)]
 
@@ -148,6 +139,27 @@ def test_a_run_that_ends_inside_a_test_or_a_creation_resumes_bit_for_bit(build, 
     assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
     assert files(one / "bank") == files(other / "bank")
     assert {event.kind for event in through.skills.events} == {"testing", "accept", "reject"}
+
+
+def test_a_creation_runs_beside_the_update(build, tmp_path):
+    """The first creation waits for the update that it was begun before: in its way, it would wait in vain."""
+    updated = threading.Event()
+
+    class Tells(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            updated.set()
+
+    def patient(evidence: Evidence) -> Creation:
+        if not updated.wait(timeout=120):
+            raise AssertionError("the update waits for the creation")
+        return one_more(evidence)
+
+    with ThreadPoolExecutor(1) as pool:
+        loop = Evolution(patient, settings=SETTINGS, seed=3, executor=pool)
+        run = RunDirectory(tmp_path / "run")
+        trainer_in(build, run, skills=loop, callbacks=[Tells()], args={"max_steps": 2}).train()
+    assert loop.events[0].kind == "testing"
+    assert loop.events[0].step == 2  # it was begun before the update of step 1
 
 
 def test_a_checkpoint_without_skills_is_refused(build, tmp_path):
@@ -221,52 +233,10 @@ def test_evaluating_in_the_middle_of_a_test_plays_one_version_and_draws_nothing(
 
 # Recipes
 
-SETTING = {
-    "environment.name": "errands",
-    "environment.turns": 3,
-    "environment.turn_tokens": 8,
-    "environment.completion_tokens": 500,
-    "environment.rewards": {"success": 1.0, "valid": 0.2},
-    "training.steps": 3,
-    "training.prompts_per_step": 2,
-    "training.group_size": 4,
-    "skills.creator": "placebo",
-    "skills.period": 1,
-    "skills.min_episodes": 4,
-    "skills.min_reservoir": 4,
-    "skills.capacity": 2,
-    "evaluation.problems": 2,
-    "evaluation.greedy": False,
-    "run.threads": 1,
-}
-
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write a recipe of errands with a placebo; keywords are dotted keys."""
-    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "cache"))
-    tiny_model(max_position_embeddings=4096).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
-
-    def write(**changes: Any) -> Path:
-        paths = {"model.name": str(tmp_path / "model"), "run.dir": str(tmp_path / "run")}
-        data: dict[str, Any] = {}
-        for key, value in {**SETTING, **paths, **changes}.items():
-            section, _, name = key.partition(".")
-            data.setdefault(section, {})[name] = value
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(data), encoding="utf-8")
-        return path
-
-    return write
-
-
-def hand_made(folder: Path) -> Path:
-    """A bank of two versions; v1 is in use."""
-    skill = Skill("ask-first", "You do not know where it is.", "Ask, then open what was named.")
-    write_version(folder, Bank("v0"), VersionRecord("v0"))
-    write_version(folder, Bank("v1", (skill,), "v0"), VersionRecord("v1", "v0", decision="accept"))
-    return folder
+    return recipe_writer(tmp_path, monkeypatch)
 
 
 def test_a_recipe_evolves_a_bank_and_eval_plays_under_any_version_of_it(recipe, tmp_path, capsys):
@@ -453,6 +423,77 @@ def test_a_retrieval_memory_shows_one_success_of_a_like_task(recipe, tmp_path):
     shown = {e.opening.text.count("<skill name=") for e in played}
     assert shown == {1}
     assert all(name.startswith("memory-") for e in played for turn in e.turns for name in turn.skills)
+
+
+def adding(body: dict[str, Any]) -> str:
+    """A language model that adds a skill in every creation; the same question has the same answer."""
+    name = f"skill-{zlib.crc32(json.dumps(body['messages']).encode())}"
+    skill = {"op": "add", "name": name, "when_to_use": "You begin.", "action": "Ask."}
+    return json.dumps(
+        {
+            "insight": f"Nobody asks ({name}).",
+            "diagnosis": "Few ask.",
+            "assertions": [],
+            "operations": [{**skill, "target": name}],
+        }
+    )
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again_resumes_to_the_same_run(recipe, tmp_path):
+    """kill -9 while the language model is being asked, in the middle of a test, and where a version is
+    written; nothing whose answer is on the disk is asked again."""
+    asked: list[str] = []
+    being_asked = threading.Event()
+    slow = threading.Event()
+
+    def writer(body: dict[str, Any]) -> Reply | str:
+        asked.append(json.dumps(body["messages"]))
+        if slow.is_set() and body["messages"][0]["content"].startswith("You decide"):
+            being_asked.set()
+            return Reply(adding(body), delay_s=30.0)
+        return adding(body)
+
+    changes = {"training.steps": 9, "training.save_every": 2, "skills.period": 3, "skills.capacity": 3}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    one, other = tmp_path / "whole", tmp_path / "killed"
+    with chat_server(writer) as server:
+        chat = {"base_url": server.url, "model": "writer"}
+        path = recipe(
+            **{"skills.creator": "chat", "skills.chat": chat, "skills.groups": 2, **QUIET, **changes}
+        )
+        command = [sys.executable, "-m", "threefold.cli", "train", str(path), "--quiet"]
+        subprocess.run([*command, f"run.dir={one}"], env=environment, check=True)
+
+        def in_a_test() -> bool:
+            record = other / "bank" / "v1" / "version.json"
+            return record.exists() and len(json.loads(record.read_text())["test"]) == 2
+
+        def writing() -> bool:
+            return len(list((other / "bank").glob("v2"))) > 0 or len(list((other / "bank").glob(".v2-*"))) > 0
+
+        asked.clear()
+        slow.set()
+        for resume, moment in (([], being_asked.is_set), (["--resume"], in_a_test), (["--resume"], writing)):
+            process = subprocess.Popen([*command, f"run.dir={other}", *resume], env=environment)
+            deadline = time.monotonic() + 240
+            while not moment():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            slow.clear()
+        subprocess.run([*command, f"run.dir={other}", "--resume"], env=environment, check=True)
+    assert figures(one) == figures(other)
+    assert files(one / "bank") == files(other / "bank")
+    assert (one / "rollouts.jsonl").read_text() == (other / "rollouts.jsonl").read_text()
+    assert (one / "model" / "model.safetensors").read_bytes() == (
+        other / "model" / "model.safetensors"
+    ).read_bytes()
+    assert {"accept", "reject"} & {read_record(other / "bank", v).decision for v in versions(other / "bank")}
+    again = {question for question in asked if asked.count(question) > 1 and "word yes" not in question}
+    assert len(again) <= 1  # the one that was on its way when the process was killed
 
 
 @pytest.mark.slow

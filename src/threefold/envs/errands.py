@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
-from threefold.envs.text_game import parse
+from threefold.envs.text_game import answered, parse, scored, told
 from threefold.trajectory import Trajectory
 
 Split = Literal["train", "seen", "unseen"]
@@ -102,7 +102,9 @@ class Errands:
         state = "locked" if kind != "find" else "closed"
         colours = ", ".join(self._colours)
         return Observation(
-            messages=self._say(f"Errand: fetch the {thing} {where} ({colours}). They are {state}."),
+            messages=told(
+                f"Errand: fetch the {thing} {where} ({colours}). They are {state}.", self.admissible
+            ),
             state={"turn": 0.0, "key": 0.0},
         )
 
@@ -111,16 +113,14 @@ class Errands:
         valid = action in self.admissible
         self._turn += 1
         text, success = self._act(action) if valid else ("Nothing happens.", None)
-        truncated = success is None and self._turn >= self._limit
-        done = success is not None or truncated
-        return Observation(
-            messages=({"role": "user", "content": text},) if done else self._say(text),
-            action=action,
+        return answered(
+            text,
+            action,
             rewards={"valid": float(valid)},
             state={"turn": float(self._turn), "key": float(self._has_key)},
-            terminated=success is not None,
-            truncated=truncated,
-            success=bool(success) if done else None,
+            success=success,
+            out_of_turns=self._turn >= self._limit,
+            actions=self.admissible,
         )
 
     def _act(self, action: str) -> tuple[str, bool | None]:
@@ -139,21 +139,8 @@ class Errands:
             return f"The {colour} {self._container} is empty. You may not open another.", False
         return f"You have the {self._thing}.", True
 
-    def _say(self, text: str) -> tuple[Message, ...]:
-        return ({"role": "user", "content": f"{text}\nActions: {', '.join(self.admissible)}"},)
-
     def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return [
-            EpisodeScore(
-                rewards={
-                    "success": float(bool(episode.success)),
-                    "valid": sum(t.rewards.get("valid", 0.0) for t in episode.turns)
-                    / max(1, len(episode.turns)),
-                },
-                success=bool(episode.success),
-            )
-            for episode in episodes
-        ]
+        return [scored(episode) for episode in episodes]
 
     def close(self) -> None:
         self._turn = 0

@@ -17,11 +17,15 @@ import os
 import shutil
 import subprocess
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 _OPTIONS = ("-XX:+UseSerialGC", "-Xmx2g")
 """Of the Java machine: one thread collects garbage, for the cores are the model's."""
+EQUAL_HASHES = ("-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UnlockExperimentalVMOptions", "-XX:hashCode=2")
+"""Every object has the identity hash 1, so a set of objects is in the order in which they came into it, and
+not in one that differs from process to process. Of HotSpot; another machine leaves it out."""
 _GOODBYE = 5.0
 """Seconds to end in."""
 
@@ -37,7 +41,9 @@ class EngineError(RuntimeError):
 class JavaEngine:
     """One Java process that holds an engine's games."""
 
-    def __init__(self, title: str, package: str, extra: str, interface: str) -> None:
+    def __init__(
+        self, title: str, package: str, extra: str, interface: str, *, options: Sequence[str] = ()
+    ) -> None:
         """Check that it can be started; nothing is started yet.
 
         Args:
@@ -45,6 +51,7 @@ class JavaEngine:
             package: The Python package that ships the jar.
             extra: What to install it with, `threefold[extra]`.
             interface: The Java class of a game.
+            options: Of the Java machine, besides those that all engines have.
 
         Raises:
             ModuleNotFoundError: The package or Java is missing; the message says what to install.
@@ -61,6 +68,7 @@ class JavaEngine:
                 "(apt-get install default-jre-headless, or your system's)"
             )
         self._title, self._package, self._interface = title, package, interface
+        self._options = tuple(options)
         self._gateway: Any = None
         self._process: subprocess.Popen[bytes] | None = None
         self.lives = 0
@@ -122,7 +130,7 @@ class JavaEngine:
         jar = importlib.import_module(f"{self._package}.constants").JAR_PATH
         port, secret, self._process = launch_gateway(
             classpath=jar,
-            javaopts=list(_OPTIONS),
+            javaopts=[*_OPTIONS, *self._options],
             die_on_exit=True,
             java_path=java(),
             enable_auth=True,

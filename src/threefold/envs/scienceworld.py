@@ -12,7 +12,10 @@ By default a kind or two of each topic are held out, those that build on what th
 (boil, melt and freeze are trained on, "change the state of" is not). `ELECTRICITY` are the kinds of ReSkill
 (arXiv 2606.01619): circuits and conductivity are trained on, renewable energy and unknown substances are not.
 
-A task is a kind and a variation, so all members of a group play the same one, whatever the run's seed.
+A task is a kind and a variation, so all members of a group play the same one, whatever the run's seed. The
+engine (1.2.3) keeps things in sets by their identity, so what it lists first, which wire conducts first and
+what a thermometer says would change from one play to the next; Java is therefore told to give all objects
+one identity hash (`EQUAL_HASHES`). Actions then have the same answers in every play, process and machine.
 
 Actions are the engine's templates with names of things in them ("focus on OBJ"), which the opening lists;
 what it does not understand costs a turn and changes nothing. `admissible` asks for all that make sense, often
@@ -26,12 +29,13 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
-from threefold.envs.java import EngineDied, JavaEngine
-from threefold.envs.text_game import in_turn, parse, scored
+from threefold.envs.java import EQUAL_HASHES, EngineDied, JavaEngine
+from threefold.envs.text_game import answered, in_turn, parse, scored, told
 from threefold.trajectory import Trajectory
 
 VARIATIONS = {
@@ -90,6 +94,8 @@ ELECTRICITY = {
 }
 """Options that play the kinds of ReSkill's study."""
 SPLITS = {"train": 0, "dev": 1, "seen": 2, "unseen": 2, "test": 2}
+TRIED = 3
+"""Solutions of a kind that may be too long before the kind is left out of the demonstrations."""
 NOT_UNDERSTOOD = "No known action matches that input."
 """What the engine says to what it does not understand."""
 
@@ -142,8 +148,13 @@ class ScienceWorld:
         self._kinds, self._unseen_kinds = tuple(kinds), tuple(unseen_kinds)
         self._simplifications, self._success, self._turns = simplifications, success_score, turns
         self._engine = JavaEngine(
-            "ScienceWorld", "scienceworld", "scienceworld", "scienceworld.runtime.pythonapi.PythonInterface"
+            "ScienceWorld",
+            "scienceworld",
+            "scienceworld",
+            "scienceworld.runtime.pythonapi.PythonInterface",
+            options=EQUAL_HASHES,
         )
+        self._solutions: dict[str, tuple[bool, list[Message]]] = {}
 
     def __call__(self) -> ScienceTask:
         """The environment of one task at a time; all of this source share a Java process."""
@@ -157,6 +168,40 @@ class ScienceWorld:
         """Up to `size` tasks of a split, the kinds in turn; `seed` is of the order."""
         kinds = self._unseen_kinds if split in ("unseen", "test") else self._kinds
         return in_turn([_tasks(split, kind, seed) for kind in kinds])[:size]
+
+    def demonstrations(self, split: str, size: int, seed: int) -> list[list[Message]]:
+        """The engine's own solutions of up to `size` tasks, the kinds in turn; those that do not succeed
+        within the turns are left out, and so is a kind whose first few do not.
+
+        Raises:
+            ValueError: There is none.
+        """
+        engine_ran, found = self._engine.process is not None, []
+        short: Counter[object] = Counter()
+        too_long: Counter[object] = Counter()
+        game = self()
+        try:
+            for task in self.tasks(split, sum(map(sum, VARIATIONS.values())), seed):
+                kind = task.fields["kind"]
+                if not short[kind] and too_long[kind] == TRIED:
+                    continue
+                if task.id not in self._solutions:
+                    self._solutions[task.id] = game.solution(task)
+                success, messages = self._solutions[task.id]
+                (short if success else too_long)[kind] += 1
+                found += [messages] if success else []
+                if len(found) == size:
+                    break
+        finally:
+            game.close()
+            if not engine_ran:
+                self.close()
+        if not found:
+            raise ValueError(
+                f"no solution of a {split} task of {', '.join(self._kinds)} ends within {self._turns} turns; "
+                "raise environment.turns, or set warm_start.dialogues to 0"
+            )
+        return found
 
     @staticmethod
     def groups(task: Task) -> tuple[str, ...]:
@@ -193,16 +238,35 @@ class ScienceTask:
         except EngineDied:  # while nobody played in it
             self._world = None
             self._load(kind, variation)
+        return self._opening()
+
+    def _opening(self) -> Observation:
         wanted, seen = self._ask("getTaskDescription"), self._ask("step", "look around")
         self._turn, self._score = 0, max(0.0, self._now())  # some goals are met from the start
         actions = ", ".join(self._ask("getPossibleActions"))
         text = f"{wanted.strip()}\n\n{seen.strip()}\n\nActions (OBJ is the name of a thing): {actions}"
-        return Observation(messages=self._say(text), state=self._state())
+        return Observation(messages=told(text), state=self._state())
 
-    def _load(self, kind: str, variation: int) -> None:
+    def _load(self, kind: str, variation: int, solve: bool = False) -> None:
         if self._world is None:
             self._world = self._engine.game()
-        self._ask("load", kind, variation, self._simplifications, False)
+        self._ask("load", kind, variation, self._simplifications, solve)
+
+    def solution(self, task: Task) -> tuple[bool, list[Message]]:
+        """Whether the engine's own solution succeeds within the turns, and its dialogue."""
+        kind, variation = str(task.fields["kind"]), int(task.fields["variation"])
+        for _ in range(2):  # the first solution of a kind in a Java process may differ from all later ones
+            self._load(kind, variation, solve=True)
+        actions = [str(action) for action in self._ask("getGoldActionSequence")]
+        seen = self.reset(task, 0, 0)
+        messages = list(seen.messages)
+        for action in actions:
+            seen = self.step(action)
+            messages.append({"role": "assistant", "content": action})
+            if seen.done:
+                break
+            messages += seen.messages
+        return bool(seen.success), messages
 
     def step(self, action_text: str) -> Observation:
         action, before = parse(action_text), self._score
@@ -213,16 +277,13 @@ class ScienceTask:
         success = (
             True if score >= self._success else False if score < 0 or self._ask("getCompleted") else None
         )
-        truncated = success is None and self._turn >= self._limit
-        done = success is not None or truncated
-        return Observation(
-            messages=self._say(text),
-            action=action,
+        return answered(
+            text,
+            action,
             rewards={"gain": self._score - before, "valid": float(text != NOT_UNDERSTOOD)},
             state=self._state(),
-            terminated=success is not None,
-            truncated=truncated,
-            success=bool(success) if done else None,
+            success=success,
+            out_of_turns=self._turn >= self._limit,
         )
 
     def _now(self) -> float:
@@ -237,11 +298,8 @@ class ScienceTask:
     def _state(self) -> dict[str, float]:
         return {"turn": float(self._turn), "score": self._score}
 
-    def _say(self, text: str) -> tuple[Message, ...]:
-        return ({"role": "user", "content": text},)
-
     def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return [scored(episode) for episode in episodes]
+        return [scored(episode, "score") for episode in episodes]
 
     def close(self) -> None:
         self._world = None

@@ -1,12 +1,13 @@
-"""What text games have in common: reading an action, scoring an episode, tasks of all kinds in turn."""
+"""What text games have in common: reading an action, answering it, scoring an episode, tasks of all kinds in
+turn."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
-from threefold.envs.base import EpisodeScore, Task
+from threefold.envs.base import EpisodeScore, Message, Observation, Task
 from threefold.trajectory import Trajectory
 
 
@@ -20,12 +21,43 @@ def parse(text: str) -> str:
     return said.strip(" .!\"'`>*")[:100]
 
 
-def scored(episode: Trajectory) -> EpisodeScore:
-    """The state's "score" at the end, success, and the share of valid actions."""
+def told(text: str, actions: Sequence[str] = ()) -> tuple[Message, ...]:
+    """What the agent reads: a text, with the actions that are offered below it where there are any."""
+    offered = f"\nActions: {', '.join(actions)}" if actions else ""
+    return ({"role": "user", "content": text + offered},)
+
+
+def answered(
+    text: str,
+    action: str,
+    *,
+    rewards: Mapping[str, float],
+    state: Mapping[str, float],
+    success: bool | None,
+    out_of_turns: bool,
+    actions: Sequence[str] = (),
+) -> Observation:
+    """What follows an action. The game ends where `success` is known, and is cut off, a failure, where the
+    turns are used up before; then no more actions are offered."""
+    truncated = success is None and out_of_turns
+    done = success is not None or truncated
+    return Observation(
+        messages=told(text, () if done else actions),
+        action=action,
+        rewards=rewards,
+        state=state,
+        terminated=success is not None,
+        truncated=truncated,
+        success=bool(success) if done else None,
+    )
+
+
+def scored(episode: Trajectory, *states: str) -> EpisodeScore:
+    """Success, the share of valid actions, and the last turn's value of each of `states`."""
     turns = episode.turns
     return EpisodeScore(
         rewards={
-            "score": turns[-1].state.get("score", 0.0) if turns else 0.0,
+            **{name: turns[-1].state.get(name, 0.0) if turns else 0.0 for name in states},
             "success": float(bool(episode.success)),
             "valid": sum(turn.rewards.get("valid", 0.0) for turn in turns) / max(1, len(turns)),
         },

@@ -39,7 +39,7 @@ from typing import Any
 
 from threefold.envs.base import EpisodeScore, Message, Observation, Task
 from threefold.envs.java import EngineDied, JavaEngine
-from threefold.envs.text_game import in_turn, parse, scored
+from threefold.envs.text_game import answered, in_turn, parse, scored, told
 from threefold.trajectory import Trajectory
 
 GAMES = (
@@ -245,9 +245,8 @@ class TextWorldGame:
         self._turn, self._score, self._actions_taken = 0, 0.0, []
         self._look(made)
         wanted = " ".join(str(self._ask("getTaskDescription")).split())
-        return Observation(
-            messages=self._say(f"{wanted}\n\n{made['observation'].strip()}"), state=self._state()
-        )
+        text = f"{wanted}\n\n{made['observation'].strip()}"
+        return Observation(messages=told(text, self._listed), state=self._state())
 
     def _make(self) -> Mapping[str, Any]:
         self._game = self._engine.loaded(*self._made[:2])
@@ -278,16 +277,14 @@ class TextWorldGame:
             self._score = max(0.0, float(answer["score"]))
             if answer["tasksuccess"] or answer["taskfailure"]:
                 success = bool(answer["tasksuccess"])
-        truncated = success is None and self._turn >= self._limit
-        done = success is not None or truncated
-        return Observation(
-            messages=({"role": "user", "content": text},) if done else self._say(text),
-            action=said,
+        return answered(
+            text,
+            said,
             rewards={"gain": self._score - before, "valid": float(action is not None)},
             state=self._state(),
-            terminated=success is not None,
-            truncated=truncated,
-            success=bool(success) if done else None,
+            success=success,
+            out_of_turns=self._turn >= self._limit,
+            actions=self._listed,
         )
 
     def wander(self, task: Task, chance: random.Random) -> tuple[float, list[Message]]:
@@ -312,12 +309,13 @@ class TextWorldGame:
     def _state(self) -> dict[str, float]:
         return {"turn": float(self._turn), "score": self._score}
 
-    def _say(self, text: str) -> tuple[Message, ...]:
-        actions = f"\nActions: {', '.join(self.admissible)}" if self._show_actions else ""
-        return ({"role": "user", "content": text + actions},)
+    @property
+    def _listed(self) -> tuple[str, ...]:
+        """The actions that an observation names."""
+        return self.admissible if self._show_actions else ()
 
     def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return [scored(episode) for episode in episodes]
+        return [scored(episode, "score") for episode in episodes]
 
     def close(self) -> None:
         if self._game is not None:

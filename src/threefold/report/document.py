@@ -78,7 +78,8 @@ def anchor(name: str) -> str:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page whole or not at all; an older one is replaced."""
+    """Write a page whole or not at all; an older one is replaced, a missing folder made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     # A lone surrogate can stand in JSON but not in UTF-8; it becomes a question mark.
     temporary.write_bytes(html.encode("utf-8", "replace"))

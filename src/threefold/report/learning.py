@@ -12,6 +12,7 @@ from threefold.report.findings import (
     course_of,
     score_of,
     tone_of,
+    weights_of,
 )
 from threefold.report.intervals import in_words
 from threefold.report.reading import Run
@@ -39,6 +40,8 @@ def learning(run: Run) -> Answer:
         )
     if not gains:
         findings.append(_no_gain(run))
+    rewarded = _rewarded(run, percent)
+    findings += rewarded
     courses = {name: course_of(run, metric) for name, metric in _COURSES.items()}
     findings += [
         Finding(
@@ -59,6 +62,9 @@ def learning(run: Run) -> Answer:
             0: ("Not shown", "plain"),
             -1: ("No, it got worse", "bad"),
         }
+        tones = {finding.tone for finding in rewarded}
+        if decisive == 0 and "good" in tones and "bad" not in tones:
+            verdicts[0] = ("What is rewarded, yes; success not shown", "good")
         return Answer("Is it learning?", *verdicts[decisive], tuple(findings))
     moved = courses["success"] or courses["mean reward"]
     if moved is None:
@@ -66,6 +72,20 @@ def learning(run: Run) -> Answer:
     words = {1: "In training, yes; held out not known", 0: "Not shown", -1: "No, training got worse"}
     sign = moved.difference.sign
     return Answer("Is it learning?", words[sign], "bad" if sign < 0 else "plain", tuple(findings))
+
+
+def _rewarded(run: Run, percent: Iterable[str]) -> list[Finding]:
+    """Held-out gains of the rewards that training is paid in beside success, such as a judge's scores."""
+    paid = {name for name, weight in weights_of(run).items() if weight and name not in PRIMARY}
+    gains = [gain for gain in run.gains if gain.score in paid]
+    modes = sorted({gain.mode for gain in gains}, key=lambda mode: mode != "sampled")
+    found = []
+    for gain in (gain for mode in modes[:1] for gain in gains if gain.mode == mode):
+        share = gain.score in percent
+        said = in_words(gain.value, percent=share, signed=True, points=share)
+        tone: Tone = ("plain", "good", "bad")[gain.value.sign]
+        found.append(Finding(f"Held out, {gain.mode}: {gain.score}, a reward, {said}.", tone, "Held out"))
+    return found
 
 
 def _no_gain(run: Run) -> Finding:

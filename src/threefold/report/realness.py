@@ -61,7 +61,10 @@ def _dead_groups(run: Run) -> list[Finding]:
     )
     text = f"Dead groups, whose outcomes are all equal: {mean:.0%} of all ({parts})"
     text += f"; {course_in_words(moved, percent=True)}." if moved is not None else "."
-    findings = [Finding(text, "bad" if mean > 0.9 else "plain", "Groups")]
+    paid = weights_of(run).get("success") != 0
+    if not paid:
+        text += " Success is only watched here: other rewards pay."
+    findings = [Finding(text, "bad" if paid and mean > 0.9 else "plain", "Groups")]
     weight = column(run, "signal/gradient_share_dead")
     if weight:
         share = math.fsum(weight) / len(weight)
@@ -109,9 +112,9 @@ def _methods(run: Run) -> list[Mapping[str, Any]]:
     """The sections of the leading method and of those that are added to it."""
     credit = section_of(run.config, "credit")
     added = credit.get("together")
-    return (
-        [credit, *(one for one in added if isinstance(one, Mapping))] if isinstance(added, list) else [credit]
-    )
+    if not isinstance(added, list):
+        return [credit]
+    return [credit, *(method for method in added if isinstance(method, Mapping))]
 
 
 def _no_control(run: Run) -> Finding:

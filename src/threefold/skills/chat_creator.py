@@ -10,9 +10,10 @@ author:
 
 A language model may answer anything. Every answer is parsed and checked; a stage that does not give a usable
 one in `tries` calls is left out (an insight, the diagnosis) or ends the cycle (the plan, the skills).
-Whatever was refused, repaired or failed is counted and said in the `Creation`; an endpoint's own failures
-(RuntimeError, OSError) count like a bad answer. A replay that finds no answer (LookupError) is no such
-failure and raises.
+Whatever was refused, repaired or failed is counted and said in the `Creation`. An endpoint's own failures
+(RuntimeError, OSError) are not asked again here, since backends have tried again themselves, and after
+`tries` of them in a row nothing more is asked in the cycle: training must not wait for a dead endpoint thirty
+times over. A replay that finds no answer (LookupError) is no such failure and raises.
 
 The model is handed over as a function from messages to text, so nothing here knows endpoints, retries or
 records.
@@ -61,11 +62,19 @@ class ChatCreator:
         return _Cycle(self, evidence).run()
 
 
+@dataclass
+class _Outage:
+    """Calls without an answer in a row, over all threads of a cycle."""
+
+    failures: int = 0
+
+
 class _Cycle:
     """One cycle of creation, with what went wrong in it."""
 
-    def __init__(self, creator: ChatCreator, evidence: Evidence) -> None:
+    def __init__(self, creator: ChatCreator, evidence: Evidence, outage: _Outage | None = None) -> None:
         self.creator = creator
+        self.outage = outage or _Outage()
         self.gate = creator.gate
         self.evidence = evidence
         self.counts: Counter[str] = Counter()
@@ -92,7 +101,7 @@ class _Cycle:
         """One line a group, in the groups' order; a group whose analyst fails is left out."""
 
         def analyse(group: Sequence[Experience]) -> tuple[str | None, _Cycle]:
-            own = _Cycle(self.creator, self.evidence)  # threads do not share counts
+            own = _Cycle(self.creator, self.evidence, self.outage)  # threads do not share counts
             return own._ask("analyst", prompts.ANALYST, prompts.analyst_prompt(group), _read_insight), own
 
         groups = self.evidence.groups
@@ -166,12 +175,14 @@ class _Cycle:
                 raise ValueError("; ".join(problems))
             return tuple(operations)
 
-        for _ in range(self.creator.tries):
+        for attempt in range(1, self.creator.tries + 1):
             prompt = prompts.author_prompt(plan, evidence, insights, self.gate, feedback)
             refused: list[str] = []
-            bundle = self._ask("author", prompts.AUTHOR, prompt, read, tries=1, refused=refused)
+            bundle = self._ask("author", prompts.AUTHOR, prompt, read, only=attempt, refused=refused)
             if bundle is not None:
                 return bundle
+            if not refused:  # nobody answered
+                return ()
             feedback = refused
         return ()
 
@@ -233,25 +244,31 @@ class _Cycle:
         prompt: str,
         read: Callable[[Mapping[str, Any]], T],
         *,
-        tries: int | None = None,
+        only: int | None = None,
         refused: list[str] | None = None,
     ) -> T | None:
-        """Ask until `read` takes the answer, telling the model what was wrong; None after the last try."""
+        """Ask until `read` takes the answer, telling the model what was wrong; None after the last try, or
+        after the one that is `only` to be made."""
         messages: list[Mapping[str, str]] = [
             {"role": "system", "content": system},
             {"role": "user", "content": prompt},
         ]
-        for attempt in range(tries or self.creator.tries):
+        for attempt in [only] if only else range(1, self.creator.tries + 1):
+            if self.outage.failures >= self.creator.tries:
+                self._note(f"{stage} unanswered", f"{stage}: not asked, nobody answers")
+                return None
             try:
                 answer = self.creator.chat(messages)
             except (RuntimeError, OSError) as error:
+                self.outage.failures += 1
                 self._note(f"{stage} unanswered", f"{stage}: {type(error).__name__}: {error}")
-                continue
+                return None
+            self.outage.failures = 0
             try:
                 return read(find_object(answer))
             except ValueError as error:
                 complaint = str(error)
-            self._note(f"{stage} refused", f"{stage}, try {attempt + 1}: {complaint}")
+            self._note(f"{stage} refused", f"{stage}, try {attempt}: {complaint}")
             if refused is not None:
                 refused.append(complaint)
             messages = [

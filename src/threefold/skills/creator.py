@@ -10,8 +10,9 @@ least half of the reservoir's episodes,
 (after an episode's last action nothing follows). One bad operation refuses the whole bundle, with every
 reason.
 
-Deviations: the gate also refuses text that imitates a chat template, and says so of over-long skills too,
-which the reference release drops without feedback; a changed trigger is checked like a new one.
+Deviations: the gate also refuses text that imitates a chat template or tells its reader to ignore the prompt,
+and says so of over-long skills too, which the reference release drops without feedback; a changed trigger is
+checked like a new one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ TEMPLATE_MARKS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """Text that belongs to a chat template or to our own prompt, never to a skill. Bounded repetition only."""
+TAKEOVER = re.compile(
+    r"\b(ignore|disregard|forget|override|bypass)\b[^.]{0,30}\b(previous|prior|above|earlier|preceding|system|your"
+    r"|all|any)\b[^.]{0,20}\b(instructions?|prompts?|messages?|rules)\b"
+    r"|\b(ignore|disregard)\b[^.]{0,20}\binstructions?\b|\b(system|developer)\s+(prompt|message)\b",
+    re.IGNORECASE,
+)
+"""Words that are addressed to the prompt and not to the task. A list catches the usual ones only; what holds
+against the others is that a skill is data in a message of the user, and that it is tested."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,10 @@ class Gate:
         text = f"{skill.description}\n{skill.body}"
         if mark := TEMPLATE_MARKS.search(text):
             problems.append(f"holds {mark[0].strip()!r}, which belongs to a chat template; write plain words")
+        if words := TAKEOVER.search(text):
+            problems.append(
+                f"says {' '.join(words[0].split())!r}, which is aimed at the prompt; say what to do in a task"
+            )
         problems += [
             f"holds the special token {token!r}" for token in self.forbidden if token and token in text
         ]

@@ -65,7 +65,8 @@ class Event:
 
     step: int
     kind: str
-    """"created", "nothing to test", "refused", "failed", "testing", "accept", "reject", "auto-accept"."""
+    """"nothing to test", "refused", "failed", "testing", "accept", "reject", "auto-accept", "not written",
+    "restored"."""
     text: str
     version: str | None = None
 
@@ -339,6 +340,9 @@ class Evolution:
         self._running, self._pending = None, None
         if self._files is not None:
             self._files.drop(keep=self.versions())
+            if edited := self._files.restore(self.bank):
+                last = max((entry.step for entry in self.reservoir.experiences), default=0)
+                self._event(last, "restored", edited, self.bank.version)
         if data["running"] is not None:
             self._running = RunningTest.from_dict(data["running"])
             self._save(self._running.record.step, self._running.new, self._running.record)

@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,34 @@ class VersionFiles:
             self._written.add(version)
             del self._waiting[version]
         return problems
+
+    def restore(self, bank: Bank) -> str | None:
+        """Put a version back that was edited by hand or lost, with the edited one beside it as
+        `<version>.edited`: a run's versions never change, and it goes on with what it knows.
+
+        Returns:
+            What was found and done, None where the version is as it was.
+        """
+        folder = self.root / bank.version
+        try:
+            found = "its skills are others"
+            if read_bank(self.root, bank.version).skills == bank.skills:
+                return None
+            record = read_record(self.root, bank.version)
+        except (ValueError, OSError) as error:
+            found = str(error)
+            decision = "accept" if bank.parent else "initial"
+            record = VersionRecord(bank.version, bank.parent, decision=decision)
+            with suppress(ValueError, OSError):
+                record = read_record(self.root, bank.version)
+        aside = ""
+        if folder.exists():
+            edited = folder.with_name(f"{bank.version}.edited")
+            shutil.rmtree(edited, ignore_errors=True)
+            folder.rename(edited)
+            aside = f"; what was there is in {edited}"
+        said = f"{bank.version} on disk is not what the run knows ({found}); it is put back{aside}"
+        return "; ".join([said, *(problem for _, problem in self.write(bank, record))])
 
     def drop(self, keep: set[str]) -> None:
         """Delete the versions that a resumed run will make again; the others are written afresh."""

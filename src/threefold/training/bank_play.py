@@ -92,8 +92,9 @@ class BankPlay:
                 f"{checkpoint} holds no skill bank: the run was started without skills; resume it without "
                 "them, or start a new one"
             )
-        self.evolution.load(json.loads(path.read_text(encoding="utf-8")))
-        self._told = len(self.evolution.events)
+        state = json.loads(path.read_text(encoding="utf-8"))
+        self.evolution.load(state)
+        self._told = len(state["events"])  # what loading found is news
 
 
 def in_words(evolution: Evolution, news: Sequence[Event]) -> str:

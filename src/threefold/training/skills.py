@@ -78,6 +78,24 @@ def initial_bank(recipe: Recipe) -> Bank:
     return Bank("v0", read_bank_or_skills(section.bank, section.version).skills)
 
 
+def check_bank(recipe: Recipe, tokenizer: Any) -> None:
+    """That no skill of the bank to begin with spells a special token where it stands in a prompt. The gate
+    sees to those that a creator writes.
+
+    Raises:
+        RecipeError: One does.
+    """
+    if not recipe.skills.on:
+        return
+    for skill in initial_bank(recipe).skills:
+        for token in tokenizer.all_special_tokens:
+            if token in render([skill]):
+                raise RecipeError(
+                    f"skills.bank: skill {skill.name!r} holds {token!r}, a special token of this model; take "
+                    "it out of its SKILL.md"
+                )
+
+
 def tokens_to_come(recipe: Recipe, tokenizer: Any) -> int:
     """Tokens of the general skills that a creator may still add, each of the greatest length: what prompts
     must have room for."""

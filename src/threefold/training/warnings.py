@@ -171,6 +171,13 @@ def _all_wrong(history: History) -> Alarm | None:
     last = _last(history, "signal/dead_all_wrong")
     if last is None or last < DEAD_LIMIT:
         return None
+    if _last(history, "turns/per_episode") is not None:
+        return Alarm(
+            "all wrong",
+            f"{last:.0%} of the groups hold no success: what is learned comes from other rewards, if any",
+            "If success is to be learned, choose easier tasks, start from demonstrations "
+            "(warm_start.dialogues), or raise training.group_size",
+        )
     return Alarm(
         "all wrong",
         f"{last:.0%} of the groups are all wrong: outcomes give no signal",

@@ -16,7 +16,7 @@ from threefold.recipe import OUTCOME, Recipe, RecipeError
 from threefold.skills.bank import Bank
 from threefold.tasks import Questioner, held_out_problems, questioner, training_problems
 from threefold.training.play import episode_rewards
-from threefold.training.skills import initial_bank, tokens_to_come
+from threefold.training.skills import check_bank, initial_bank, tokens_to_come
 
 if TYPE_CHECKING:
     from threefold.evaluation.intervals import Interval
@@ -347,6 +347,7 @@ def _episodes(recipe: Recipe) -> Episodes:
         raise RecipeError(
             f"environment {environment.name}: task {min(shared)!r} is in both splits, so nothing is held out"
         )
+    check_bank(recipe, tokenizer)
     bank = initial_bank(recipe) if recipe.skills.on else None
     played, reserve = environment.with_bank(bank, recipe.skills.retrieve), tokens_to_come(recipe, tokenizer)
     longest = max(

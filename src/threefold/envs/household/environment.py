@@ -21,7 +21,7 @@ from threefold.envs.base import EpisodeScore, Message, Observation, Task
 from threefold.envs.household import official
 from threefold.envs.household.games import FAMILIES, TYPES, Goal, Split, data, goals, make
 from threefold.envs.household.rooms import require
-from threefold.envs.text_game import in_turn, parse
+from threefold.envs.text_game import answered, in_turn, parse, scored, told
 from threefold.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Household:
 
         self._play, self._turn = Play(self._load(task)), 0
         text = self._play.opening.removeprefix(_WELCOME).strip()
-        return Observation(messages=self._say(text), state={"turn": 0.0})
+        return Observation(messages=told(text, self._listed), state={"turn": 0.0})
 
     def step(self, action_text: str) -> Observation:
         action = parse(action_text)
@@ -61,16 +61,14 @@ class Household:
         self._turn += 1
         text = self._play.step(action).strip()
         won = self._play.won
-        truncated = not won and self._turn >= self._limit
-        done = won or truncated
-        return Observation(
-            messages=({"role": "user", "content": text},) if done else self._say(text),
-            action=action,
+        return answered(
+            text,
+            action,
             rewards={"valid": float(valid)},
             state={"turn": float(self._turn)},
-            terminated=won,
-            truncated=truncated,
-            success=won if done else None,
+            success=True if won else None,
+            out_of_turns=self._turn >= self._limit,
+            actions=self._listed,
         )
 
     @property
@@ -78,9 +76,11 @@ class Household:
         """The commands that do something now."""
         return self._play.admissible
 
-    def _say(self, text: str) -> tuple[Message, ...]:
+    @property
+    def _listed(self) -> list[str]:
+        """The commands that an observation names."""
         if self._shown == "none":
-            return ({"role": "user", "content": text},)
+            return []
         listed = [
             command
             for command in self._play.admissible
@@ -88,20 +88,10 @@ class Household:
         ]
         if self._shown == "near":
             listed.append("go to another place")
-        return ({"role": "user", "content": f"{text}\nActions: {', '.join(listed)}"},)
+        return listed
 
     def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return [
-            EpisodeScore(
-                rewards={
-                    "success": float(bool(episode.success)),
-                    "valid": sum(t.rewards.get("valid", 0.0) for t in episode.turns)
-                    / max(1, len(episode.turns)),
-                },
-                success=bool(episode.success),
-            )
-            for episode in episodes
-        ]
+        return [scored(episode) for episode in episodes]
 
     def close(self) -> None:
         self._turn = 0

@@ -174,8 +174,10 @@ function facts(e) {
   const add = (name, value, className = "") => list.append(element("div", {},
     element("dt", { textContent: name }), element("dd", { textContent: value, className })));
   add("Outcome", outcome(e), outcome(e));
-  add("Answer given", e.given || "none found", "isolate");
-  add("True answer", e.truth || "not recorded", "isolate");
+  if (e.truth || !e.environment) { // a dialogue has no answer to compare
+    add("Answer given", e.given || "none found", "isolate");
+    add("True answer", e.truth || "not recorded", "isolate");
+  }
   add("Reward", number(e.reward));
   add("Advantage", e.advantage === null ? "none" : signed(e.advantage));
   add("By outcome alone", e.outcome_advantage === null ? "none" : signed(e.outcome_advantage));
@@ -213,7 +215,9 @@ function turns(e) {
   if (!e.turns.length) return [];
   const names = (field) => [...new Set([e.start, ...e.turns.map((turn) => turn[field])]
     .flatMap((values, i) => (i || field === "state" ? Object.keys(values) : [])))];
-  const channels = names("rewards"), states = names("state");
+  const channels = names("rewards"), known = names("state");
+  const moved = (name) => [e.start, ...e.turns.map((turn) => turn.state)].some((values) => values[name]);
+  const states = known.filter(moved), still = known.filter((name) => !moved(name));
   const skilled = e.turns.some((turn) => turn.skills.length);
   const heads = ["turn", "action", ...channels.map((name) => `reward ${name}`), ...states, "advantage", "entropy",
     ...(skilled ? ["skills"] : [])];
@@ -238,7 +242,8 @@ function turns(e) {
   }
   const table = element("table", { className: "turns" }, element("thead", {}, row("th", heads)),
     element("tbody", {}, ...rows));
-  return [element("h3", { textContent: "Turns" }), element("div", { className: "scroll" }, table)];
+  const note = still.length ? [element("p", { className: "muted", textContent: `0 throughout: ${still.join(", ")}.` })] : [];
+  return [element("h3", { textContent: "Turns" }), element("div", { className: "scroll" }, table), ...note];
 }
 
 const advantageOf = (run, i) => (Array.isArray(run.advantage) ? run.advantage[i] : run.advantage);

@@ -27,8 +27,7 @@ class SamplingParameters:
     top_k: int = 0
     """Draw from this many most probable tokens, before `top_p` is applied to what they share; 0 is off."""
     entropies: bool = False
-    """Also report the entropy of each distribution that a token was drawn from; `generate` does, sessions do
-    not."""
+    """Also report the entropy of each distribution that a token was drawn from."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -3,10 +3,78 @@ one softmax over the vocabulary serves the draw, the log-probability and the ent
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
-from threefold.rollout.samplers import SamplingParameters
+from threefold.rollout.samplers import Sample, SamplingParameters
+
+
+@dataclass
+class Draft:
+    """A sample that is being written."""
+
+    name: str
+    """What it continues, for messages."""
+    ends: Collection[int]
+    """Tokens that end it."""
+    limit: int
+    """Most tokens, at least 1."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    """As long as the others, or empty where none were asked for."""
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.ids) and (self.ids[-1] in self.ends or len(self.ids) == self.limit)
+
+    def sample(self) -> Sample:
+        """What was written, up to the limit."""
+        ids = tuple(self.ids)
+        return Sample(
+            ids,
+            tuple(self.logprobs),
+            "stop" if ids[-1] in self.ends else "length",
+            tuple(self.entropies) if self.entropies else None,
+        )
+
+
+def write(
+    drafts: Sequence[Draft],
+    logits_RV: Tensor,
+    parameters: SamplingParameters,
+    draws_R: Tensor | None,
+) -> Tensor:
+    """Draw the next token of each row and add it, with what it cost, to the row's draft, unless that is over.
+
+    Args:
+        drafts: One for each row.
+        logits_RV, parameters, draws_R: See `choose`.
+
+    Returns:
+        tokens_R, of all rows.
+
+    Raises:
+        FloatingPointError: A row that goes on has logits that are not finite.
+    """
+    tokens_R, logprobs_R, entropies_R = choose(logits_RV, parameters, draws_R)
+    columns = [logprobs_R] if entropies_R is None else [logprobs_R, entropies_R]
+    scores = torch.stack(columns, dim=1).tolist()  # one wait for an accelerator, not two
+    for draft, token, score in zip(drafts, tokens_R.tolist(), scores, strict=True):
+        if draft.is_over:
+            continue
+        if not score[0] > -float("inf"):
+            raise FloatingPointError(
+                f"the model's logits are not finite at new token {len(draft.ids) + 1} of {draft.name} "
+                f"(log-probability {score[0]}): look for NaN in the weights or an overflow in half precision"
+            )
+        draft.ids.append(token)
+        draft.logprobs.append(score[0])
+        draft.entropies += score[1:]
+    return tokens_R
 
 
 def choose(

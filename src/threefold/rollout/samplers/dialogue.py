@@ -9,6 +9,11 @@ A batch is laid out anew at the start of each turn (`kept_cache.py`): one copy t
 still count, pushed to the right so that all dialogues end at the same slot, with room for the turn to come.
 New tokens are written into that room, without the copy of everything that transformers' growing cache makes
 for each token.
+
+On a CPU the opening stays out of that (`shared_decoding.py`): its keys and values are those of the prefill,
+never copied and read once for all dialogues that began with it, and what is laid out is what came after.
+Elsewhere each dialogue gets a copy.
+
 Left padding, tokens that were cut off, and slots of dialogues whose turn is over are masked, and position ids
 count tokens, not slots, so the log-probabilities are those of one forward of the dialogue. Rows whose turn is
 over stay in the batch until they are half of it, then they are set aside until the next turn.
@@ -33,8 +38,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from threefold.rollout.samplers import Sample, SamplingParameters
-from threefold.rollout.samplers.choosing import choose
-from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptLayer, lay_out, right_aligned
+from threefold.rollout.samplers.choosing import Draft, write
+from threefold.rollout.samplers.kept_cache import OVER, DialogueBatch, KeptCache, lay_out, right_aligned
+from threefold.rollout.samplers.shared_decoding import Prompts, SharedCache, gather, usable
 
 if TYPE_CHECKING:
     from threefold.rollout.samplers.transformers import TransformersSampler
@@ -115,6 +121,7 @@ class TransformersSession:
         for row, one in enumerate(asked.values()):
             self._sampler.check([one.context], one.limit, first_row=row)
         self._forget(set(self._cached) - set(dialogues))
+        self._forget(self._parted(asked))
         samples: dict[int, Sample] = {}
         with self._sampler.scoring():
             for batch in self._batches_of(asked):
@@ -144,13 +151,9 @@ class TransformersSession:
             if batch is not None:
                 return self._decode(batch, asked, draws_RT)
         longest = replace(self._parameters, max_new_tokens=max(one.limit for one in asked.values()))
-        decoded = self._sampler.decode([one.context for one in asked.values()], draws_RT, longest)
-        return {
-            dialogue: sample
-            if len(sample.token_ids) <= one.limit
-            else Sample(sample.token_ids[: one.limit], sample.logprobs[: one.limit], "length")
-            for (dialogue, one), sample in zip(asked.items(), decoded, strict=True)
-        }
+        contexts, limits = zip(*((one.context, one.limit) for one in asked.values()), strict=True)
+        samples = self._sampler.decode(contexts, draws_RT, longest, limits)
+        return dict(zip(asked, samples, strict=True))
 
     def _draws(self, asked: dict[int, _Asked]) -> Tensor | None:
         """(R, T) uniform numbers, a stream for each dialogue and turn; None where nothing is drawn."""
@@ -163,7 +166,8 @@ class TransformersSession:
     # Caches
 
     def _open(self, asked: dict[int, _Asked]) -> DialogueBatch | None:
-        """Forward each different opening once and give every dialogue a copy; None where that cannot be."""
+        """Forward each different opening once, for all dialogues that begin with it; None where that cannot
+        be."""
         different = list(dict.fromkeys(one.context for one in asked.values()))
         state = self._sampler.prefill(different)
         room = max(one.limit for one in asked.values())
@@ -171,12 +175,15 @@ class TransformersSession:
             return None
         place = {context: row for row, context in enumerate(different)}
         rows = [place[one.context] for one in asked.values()]
-        opened = DialogueBatch(rows, state.cache, state.mask_RL, state.logits_RV, state.position_R)
-        lengths = [len(one.context) for one in asked.values()]
-        cache, mask_RL = lay_out([(opened, rows, list(range(len(rows))))], lengths, room)
-        index_R = torch.tensor(rows, device=mask_RL.device)
-        logits_RV = state.logits_RV[index_R.to(state.logits_RV.device)]
-        return DialogueBatch(list(asked), cache, mask_RL, logits_RV, state.position_R[index_R])
+        if usable(self._sampler.model, state.cache, state.mask_RL.size(1) + room):
+            cache: Any = SharedCache.begin(Prompts.of(state.cache, different), rows, room)
+            mask_RL = state.mask_RL[rows, :0]
+        else:
+            opened = DialogueBatch(rows, state.cache, state.mask_RL, state.logits_RV, state.position_R)
+            lengths = [len(one.context) for one in asked.values()]
+            layers, mask_RL = lay_out([(opened, rows, list(range(len(rows))))], lengths, room)
+            cache = KeptCache(layers=layers)
+        return DialogueBatch(list(asked), cache, mask_RL, state.logits_RV[rows], state.position_R[rows])
 
     def _resume(self, asked: dict[int, _Asked]) -> DialogueBatch | None:
         """Take the dialogues out of the batches that hold them and forward what is new."""
@@ -191,14 +198,26 @@ class TransformersSession:
             self._give_up(f"the dialogue outgrows the model's sliding window of {self._window} tokens")
             return None
         place = {dialogue: row for row, dialogue in enumerate(asked)}
-        sources = []
+        sources, openings = [], [()] * len(asked)
         for batch in self._batches:
             rows = [row for row, dialogue in enumerate(batch.dialogues) if dialogue in place]
             if rows:
                 sources.append((batch, rows, [place[batch.dialogues[row]] for row in rows]))
-        cache, mask_RL = lay_out(
-            sources, kept, chunk + room, free=lambda batch: set(batch.dialogues) <= {*asked, OVER}
+                for row in rows:
+                    openings[place[batch.dialogues[row]]] = batch.cache.opening(row)
+        shared = [batch.cache.prompts for batch, *_ in sources if isinstance(batch.cache, SharedCache)]
+        layers, mask_RL = lay_out(
+            sources,
+            [length - len(opening) for length, opening in zip(kept, openings, strict=True)],
+            chunk + room,
+            heads_first=bool(shared),
+            free=lambda batch: set(batch.dialogues) <= {*asked, OVER},
         )
+        cache: Any = KeptCache(layers=layers)
+        if shared:
+            prompts = gather(shared, list(dict.fromkeys(openings)))
+            number = {ids: prompt for prompt, ids in enumerate(prompts.token_ids)}
+            cache = SharedCache(prompts, [number[opening] for opening in openings], layers)
         self._forget(asked)
         ids_RC, mask_RC, position_RC = right_aligned(new, kept, mask_RL.device)
         mask_RL = torch.cat([mask_RL, mask_RC], dim=1)
@@ -210,7 +229,7 @@ class TransformersSession:
         if not isinstance(cache, Cache):
             self._give_up(f"a cache of type {type(cache).__name__} cannot be taken apart")
             return False
-        kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer, KeptLayer}
+        kinds = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
         if kinds:
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             self._give_up(f"cache layers of type {names} have no slot for each token")
@@ -231,6 +250,17 @@ class TransformersSession:
         self._keeps = False
         self.close()
 
+    def _parted(self, asked: dict[int, _Asked]) -> list[int]:
+        """Dialogues whose context no longer goes beyond the opening that they share: they start anew."""
+        parted = []
+        for batch in self._batches:
+            for row, dialogue in enumerate(batch.dialogues):
+                if dialogue in asked:
+                    opening, context = batch.cache.opening(row), asked[dialogue].context
+                    if len(context) <= len(opening) or context[: len(opening)] != opening:
+                        parted.append(dialogue)
+        return parted
+
     def _forget(self, dialogues: Collection[int]) -> None:
         """Let go of dialogues that are over or in another batch now; a batch goes with its last one."""
         for dialogue in dialogues:
@@ -246,53 +276,37 @@ class TransformersSession:
     ) -> dict[int, Sample]:
         """Draw each dialogue's turn to its end, and keep what was forwarded for the next turn."""
         ends = self._sampler.end_tokens()
-        drawn: dict[int, tuple[list[int], list[float]]] = {dialogue: ([], []) for dialogue in asked}
+        drafts = {
+            dialogue: Draft(f"turn {self._turn} of dialogue {dialogue}", ends, one.limit)
+            for dialogue, one in asked.items()
+        }
         stream = {dialogue: row for row, dialogue in enumerate(asked)}
-        running, aside = set(asked), []
+        aside = []
         step = 0
         while True:
             rows = [stream[dialogue] for dialogue in batch.dialogues]
             draws_R = None if draws_RT is None else draws_RT[rows, step].to(batch.logits_RV.device)
-            tokens_R, logprobs_R, _ = choose(batch.logits_RV, self._parameters, draws_R)
-            for dialogue, token, logprob in zip(
-                batch.dialogues, tokens_R.tolist(), logprobs_R.tolist(), strict=True
-            ):
-                if dialogue not in running:
-                    continue
-                if not logprob > -float("inf"):
-                    raise FloatingPointError(
-                        f"the model's logits are not finite in turn {self._turn} of dialogue {dialogue}, at "
-                        f"new token {step + 1} (log-probability {logprob}): look for NaN in the weights or "
-                        "an overflow in half precision"
-                    )
-                ids, logprobs = drawn[dialogue]
-                ids.append(token)
-                logprobs.append(logprob)
-                if token in ends or len(ids) == asked[dialogue].limit:
-                    running.remove(dialogue)
-            if not running:
+            in_batch = [drafts[dialogue] for dialogue in batch.dialogues]
+            tokens_R = write(in_batch, batch.logits_RV, self._parameters, draws_R)
+            going = [row for row, draft in enumerate(in_batch) if not draft.is_over]
+            if not going:
                 break
-            going = [row for row, dialogue in enumerate(batch.dialogues) if dialogue in running]
-            if 2 * len(going) <= len(batch.dialogues):
-                over = [row for row, dialogue in enumerate(batch.dialogues) if dialogue not in running]
-                aside.append(batch.take(over))
+            if 2 * len(going) <= len(in_batch):
+                aside.append(batch.take([row for row, draft in enumerate(in_batch) if draft.is_over]))
                 batch, tokens_R = batch.take(going), tokens_R[going]
-            self._advance(batch, tokens_R, running)
+                in_batch = [in_batch[row] for row in going]
+            self._advance(batch, tokens_R, [not draft.is_over for draft in in_batch])
             step += 1
         self._batches += [batch, *aside]
-        for dialogue, (ids, _) in drawn.items():
+        for dialogue, draft in drafts.items():
             # The last token was drawn and not forwarded: it comes with the next turn's new tokens.
-            self._cached[dialogue] = [*asked[dialogue].context, *ids[:-1]]
-        return {
-            dialogue: Sample(tuple(ids), tuple(logprobs), "stop" if ids[-1] in ends else "length")
-            for dialogue, (ids, logprobs) in drawn.items()
-        }
+            self._cached[dialogue] = [*asked[dialogue].context, *draft.ids[:-1]]
+        return {dialogue: draft.sample() for dialogue, draft in drafts.items()}
 
-    def _advance(self, batch: DialogueBatch, tokens_R: Tensor, running: set[int]) -> None:
+    def _advance(self, batch: DialogueBatch, tokens_R: Tensor, goes: list[bool]) -> None:
         """Forward one token of each row; those of rows whose turn is over are masked at once."""
         tokens_R = tokens_R.to(batch.mask_RL.device)
-        goes_R = torch.tensor([dialogue in running for dialogue in batch.dialogues])
-        goes_R = goes_R.to(batch.mask_RL)
+        goes_R = torch.tensor(goes).to(batch.mask_RL)
         batch.mask_RL = torch.cat([batch.mask_RL, goes_R[:, None]], dim=1)
         batch.logits_RV, batch.cache = self._sampler.forward(
             tokens_R[:, None], batch.mask_RL, batch.position_R[:, None], batch.cache

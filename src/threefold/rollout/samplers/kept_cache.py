@@ -20,12 +20,16 @@ OVER = -1
 
 
 class KeptLayer(DynamicLayer):
-    """Keys and values of one layer with room at the end, stored as (R, C, H, D)."""
+    """Keys and values (R, H, C, D) of one layer, the first `length` slots filled.
 
-    def __init__(self, keys_RCHD: Tensor, values_RCHD: Tensor, length: int) -> None:
+    In memory heads or slots come first. Plain attention takes either, and slots first is faster to lay out;
+    `shared_decoding` multiplies whole heads.
+    """
+
+    def __init__(self, keys_RHCD: Tensor, values_RHCD: Tensor, length: int) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = keys_RCHD.dtype, keys_RCHD.device, True
-        self.keys, self.values = keys_RCHD.transpose(1, 2), values_RCHD.transpose(1, 2)
+        self.dtype, self.device, self.is_initialized = keys_RHCD.dtype, keys_RHCD.device, True
+        self.keys, self.values = keys_RHCD, values_RHCD
         self.length = length
 
     def update(
@@ -41,9 +45,27 @@ class KeptLayer(DynamicLayer):
         return self.length
 
     def rows(self, index_R: Tensor) -> KeptLayer:
+        """A copy of some rows, alike in memory."""
+        if self.keys.is_contiguous():
+            return KeptLayer(self.keys[index_R], self.values[index_R], self.length)
+        keys_RCHD, values_RCHD = self.keys.transpose(1, 2)[index_R], self.values.transpose(1, 2)[index_R]
+        return KeptLayer(keys_RCHD.transpose(1, 2), values_RCHD.transpose(1, 2), self.length)
+
+
+class KeptCache(Cache):
+    """Layers of dialogues that share nothing; one that reads another layer's keys and values is empty."""
+
+    def take(self, rows: Sequence[int]) -> KeptCache:
         """A copy of some rows."""
-        keys_RCHD, values_RCHD = self.keys.transpose(1, 2), self.values.transpose(1, 2)
-        return KeptLayer(keys_RCHD[index_R], values_RCHD[index_R], self.length)
+        layers: list[Any] = []
+        for layer in self.layers:
+            kept = isinstance(layer, KeptLayer)
+            layers.append(layer.rows(torch.tensor(rows, device=layer.device)) if kept else type(layer)())
+        return KeptCache(layers=layers)
+
+    def opening(self, row: int) -> tuple[int, ...]:
+        """What is held of a row apart from the layers: nothing."""
+        return ()
 
 
 @dataclass
@@ -52,9 +74,10 @@ class DialogueBatch:
 
     dialogues: list[int]
     """The number of each row's dialogue, or `OVER`."""
-    cache: Cache
+    cache: Any
+    """`KeptCache` or `SharedCache`, or a prefilled one whose rows only go on to others."""
     mask_RL: Tensor
-    """1 where a slot holds a token of the dialogue."""
+    """1 where a slot of the cache's layers holds a token of the dialogue."""
     logits_RV: Tensor
     position_R: Tensor
     """Position of the next token."""
@@ -62,10 +85,9 @@ class DialogueBatch:
     def take(self, rows: Sequence[int]) -> DialogueBatch:
         """A copy of some rows, with their part of the cache."""
         index_R = torch.tensor(rows, device=self.mask_RL.device)
-        layers = [x.rows(index_R) if isinstance(x, KeptLayer) else type(x)() for x in self.cache.layers]
         return DialogueBatch(
             dialogues=[self.dialogues[row] for row in rows],
-            cache=Cache(layers=layers),
+            cache=self.cache.take(rows),
             mask_RL=self.mask_RL[index_R],
             logits_RV=self.logits_RV[index_R.to(self.logits_RV.device)],
             position_R=self.position_R[index_R],
@@ -76,18 +98,21 @@ def lay_out(
     sources: Sequence[tuple[DialogueBatch, Sequence[int], Sequence[int]]],
     lengths: Sequence[int],
     room: int,
+    *,
+    heads_first: bool = False,
     free: Callable[[DialogueBatch], bool] | None = None,
-) -> tuple[Cache, Tensor]:
-    """Copy dialogues out of the batches that hold them into one batch, pushed to the right, with room behind.
+) -> tuple[list[Any], Tensor]:
+    """Copy what caches hold of dialogues into one batch, pushed to the right, with room behind.
 
     Args:
         sources: (batch, its rows to take, the rows that they become); a row may be taken several times.
         lengths: Tokens to keep of each new row, its first ones.
         room: Slots behind them.
+        heads_first: Where heads come before slots in memory.
         free: Batches for which this holds lose each layer once it has been copied.
 
     Returns:
-        The cache, and its mask (R, L) over the filled slots, L the largest of `lengths`.
+        The layers, and their mask (R, L) over the filled slots, L the largest of `lengths`.
     """
     longest = max(lengths)
     device = sources[0][0].mask_RL.device
@@ -106,23 +131,25 @@ def lay_out(
         )
     layers: list[Any] = []
     for number, first in enumerate(sources[0][0].cache.layers):
-        if first.keys is None or not first.get_seq_length():  # a layer that shares another's keys and values
+        if first.keys is None:  # a layer that shares another's keys and values
             layers.append(DynamicLayer())
             continue
         pair = []
         for name in ("keys", "values"):
             held = getattr(first, name)
-            moved_RCHD = held.new_empty(len(lengths), longest + room, held.size(1), held.size(3))
+            sizes = [longest + room, held.size(1)]
+            moved = held.new_empty(len(lengths), *sizes[:: -1 if heads_first else 1], held.size(3))
+            moved_RCHD = moved.transpose(1, 2) if heads_first else moved
             for batch, rows_R, targets_R, slots_RC in moves:
                 source_SCHD = getattr(batch.cache.layers[number], name).transpose(1, 2)
                 at = targets_R.to(held.device)
                 moved_RCHD[at] = source_SCHD[rows_R.to(held.device)[:, None], slots_RC.to(held.device)]
-            pair.append(moved_RCHD)
+            pair.append(moved_RCHD.transpose(1, 2))
         layers.append(KeptLayer(pair[0], pair[1], longest))
         for batch, *_ in moves:
             if free is not None and free(batch):
                 batch.cache.layers[number].keys = batch.cache.layers[number].values = None
-    return Cache(layers=layers), mask_RL
+    return layers, mask_RL
 
 
 def right_aligned(

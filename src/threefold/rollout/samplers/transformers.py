@@ -28,9 +28,10 @@ from torch import Tensor
 from transformers import Cache
 
 from threefold.rollout.samplers import Sample, SamplingParameters, check_prompts, end_tokens
-from threefold.rollout.samplers.choosing import choose
+from threefold.rollout.samplers.choosing import Draft, write
+from threefold.rollout.samplers.compiled_decoding import CompiledDecoding, StaticBatch
 from threefold.rollout.samplers.dialogue import TransformersSession
-from threefold.rollout.samplers.shared_decoding import SharedCache, usable
+from threefold.rollout.samplers.shared_decoding import Prompts, SharedCache, usable
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +46,19 @@ class _Decoding:
     logits_RV: Tensor
     cache: Any
     mask_RL: Tensor
-    """Attention mask over the prompt and the tokens so far: 0 at left padding."""
+    """Attention mask over what the cache's layers hold, the prompt and the tokens so far: 0 at left padding.
+    A `SharedCache` holds the prompts apart."""
     position_R: Tensor
     """Position of the next token."""
 
-    def keep(self, rows: Sequence[int], *, cache: bool = True) -> None:
-        """Make the batch consist of these of its rows, in this order; a row may be named several times.
-        `cache=False` leaves the cache as it is."""
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make the batch consist of these of its rows, in this order; a row may be named several times."""
         if list(rows) == list(range(self.mask_RL.size(0))):
             return
         index = torch.tensor(rows, device=self.mask_RL.device)
-        if cache:
+        if isinstance(self.cache, SharedCache):
+            self.cache = self.cache.take(rows)
+        else:
             self.cache.reorder_cache(index)
         self.mask_RL, self.position_R = self.mask_RL[index], self.position_R[index]
         self.logits_RV = self.logits_RV[index.to(self.logits_RV.device)]
@@ -71,13 +74,23 @@ class TransformersSampler:
         model: A causal language model whose forward takes an attention mask and a cache.
         tokenizer: Asked for `eos_token_id` only; None where `model.generation_config` names the end tokens.
         batch_size: Most rows decoded at once. Rows are sorted by prompt length, so that padding stays small.
+        compiled: Decode `generate`'s rows by compiled steps over a static cache, meant for accelerators;
+            where the model or the cache does not allow it the log says so, and plain steps are taken.
+            Sessions take plain ones.
 
     Raises:
         ValueError: `batch_size` is less than 1.
         TypeError: The model's forward takes no attention mask or no cache.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, *, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 64,
+        compiled: CompiledDecoding | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model = model
@@ -93,6 +106,8 @@ class TransformersSampler:
             )
         self._cache_name = names[0]
         self._may_reorder = True
+        self._compiled = compiled
+        self._said_plain = False
 
     def generate(
         self,
@@ -145,6 +160,9 @@ class TransformersSampler:
             seed: As in `generate`: dialogue d in turn k draws from a stream of its own.
             keep_cache: False prefills every dialogue at every turn, with the same samples.
         """
+        if self._compiled is not None and not self._said_plain:
+            logger.warning("decoding is compiled for one turn; dialogues are decoded by plain steps")
+            self._said_plain = True
         return TransformersSession(self, parameters, _seed(seed), keep_cache=keep_cache)
 
     # What `generate` and a session are made of
@@ -175,50 +193,55 @@ class TransformersSampler:
         prompts: Sequence[tuple[int, ...]],
         draws_RT: Tensor | None,
         parameters: SamplingParameters,
+        limits: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """Decode one batch to its end; `draws_RT` are each row's uniform numbers, None where greedy."""
-        ends = self.end_tokens()
-        state = self._start(prompts, parameters.max_new_tokens)
-        ids: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float]] = [[] for _ in prompts]
-        entropies: list[list[float]] = [[] for _ in prompts]
-        in_batch, running = list(range(len(prompts))), set(range(len(prompts)))
-        for step in range(parameters.max_new_tokens):
+        """Decode one batch to its end.
+
+        Args:
+            prompts: Token ids of each row.
+            draws_RT: Each row's uniform numbers, None where greedy.
+            parameters: How to draw.
+            limits: Most tokens of each row, at most `parameters.max_new_tokens`; None: that for all.
+        """
+        ends, most = self.end_tokens(), parameters.max_new_tokens
+        drafts = [
+            Draft(f"a prompt of {len(prompt)} tokens", ends, limit)
+            for prompt, limit in zip(prompts, limits or [most] * len(prompts), strict=True)
+        ]
+        state = self._start_compiled(prompts, most) or self._start(prompts, most)
+        in_batch = list(range(len(prompts)))
+        for step in range(most):
             draws_R = None if draws_RT is None else draws_RT[in_batch, step].to(state.logits_RV.device)
-            tokens_R, logprobs_R, entropies_R = choose(state.logits_RV, parameters, draws_R)
-            spread = [0.0] * len(in_batch) if entropies_R is None else entropies_R.tolist()
-            drawn = zip(in_batch, tokens_R.tolist(), logprobs_R.tolist(), spread, strict=True)
-            for row, token, logprob, entropy in drawn:
-                if row not in running:
-                    continue
-                if not logprob > -float("inf"):
-                    raise FloatingPointError(
-                        f"the model's logits are not finite at new token {step + 1} of a prompt of "
-                        f"{len(prompts[row])} tokens (log-probability {logprob}): look for NaN in the "
-                        "weights or an overflow in half precision"
-                    )
-                ids[row].append(token)
-                logprobs[row].append(logprob)
-                entropies[row].append(entropy)
-                if token in ends:
-                    running.remove(row)
-            if not running or step + 1 == parameters.max_new_tokens:
+            tokens_R = write([drafts[row] for row in in_batch], state.logits_RV, parameters, draws_R)
+            going = [i for i, row in enumerate(in_batch) if not drafts[row].is_over]
+            if not going:
                 break
-            if self._may_reorder:
-                going = [i for i, row in enumerate(in_batch) if row in running]
+            if state.fits_smaller(len(going)) if isinstance(state, StaticBatch) else self._may_reorder:
                 state.keep(going)
                 in_batch = [in_batch[i] for i in going]
                 tokens_R = tokens_R[going]
             self._advance(state, tokens_R)
-        return [
-            Sample(
-                tuple(row),
-                tuple(scores),
-                "stop" if row[-1] in ends else "length",
-                tuple(entropy) if parameters.entropies else None,
+        return [draft.sample() for draft in drafts]
+
+    def _start_compiled(self, prompts: Sequence[tuple[int, ...]], room: int) -> StaticBatch | None:
+        """Forward each different prompt once, and lay them out for compiled steps; None where those may not
+        be taken."""
+        if self._compiled is None:
+            return None
+        different = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(different)}
+        state = self.prefill(different)
+        reason = self._compiled.refusal(state.cache, state.mask_RL.size(1) + room)
+        if reason is not None:
+            logger.warning(
+                "%s: decoding is not compiled, slower but with equal results, because %s",
+                type(self.model).__name__,
+                reason,
             )
-            for row, scores, entropy in zip(ids, logprobs, entropies, strict=True)
-        ]
+            self._compiled = None
+            return None
+        of_prompt = [place[prompt] for prompt in prompts]
+        return self._compiled.begin(state.cache, state.mask_RL, state.logits_RV, of_prompt, room)
 
     def _start(self, prompts: Sequence[tuple[int, ...]], room: int) -> _Decoding:
         """Forward each different prompt once, and let rows share its keys and values or give each a copy."""
@@ -228,13 +251,10 @@ class TransformersSampler:
             state = self.prefill(different)
             if isinstance(state.cache, Cache):
                 of_prompt = [place[prompt] for prompt in prompts]
-                prefilled, mask_UL = state.cache, state.mask_RL
-                shares = len(different) < len(prompts) and usable(
-                    self.model, prefilled, mask_UL.size(1) + room
-                )
-                if shares:
-                    state.cache = SharedCache(prefilled, mask_UL, of_prompt, room)
-                state.keep(of_prompt, cache=not shares)
+                longest = state.mask_RL.size(1) + room
+                if len(different) < len(prompts) and usable(self.model, state.cache, longest):
+                    return _share(state, different, of_prompt, room)
+                state.keep(of_prompt)
                 return state
             self._may_reorder = False
             logger.warning(
@@ -259,13 +279,16 @@ class TransformersSampler:
         logits_UV, cache = self.forward(ids_UL, mask_UL, positions_UL, cache=None)
         return _Decoding(logits_UV, cache, mask_UL, positions_UL[:, -1] + 1)
 
-    def _advance(self, state: _Decoding, tokens_R: Tensor) -> None:
+    def _advance(self, state: _Decoding | StaticBatch, tokens_R: Tensor) -> None:
+        if isinstance(state, StaticBatch):
+            return state.advance(tokens_R)
         tokens_R = tokens_R.to(state.mask_RL.device)
-        state.mask_RL = torch.cat([state.mask_RL, torch.ones_like(state.mask_RL[:, :1])], dim=1)
+        state.mask_RL = torch.cat([state.mask_RL, state.mask_RL.new_ones(len(tokens_R), 1)], dim=1)
         state.logits_RV, state.cache = self.forward(
             tokens_R[:, None], state.mask_RL, state.position_R[:, None], state.cache
         )
         state.position_R = state.position_R + 1
+        return None
 
     def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position (R, V), and the cache; given None, the model makes the one it needs."""
@@ -275,8 +298,10 @@ class TransformersSampler:
             mask = None
         with ExitStack() as attention:
             if isinstance(cache, SharedCache):
+                assert mask is not None
+                cache.see(mask, ids.size(1))
                 attention.enter_context(cache.attention(self.model))
-                optional["shared"], mask = cache, None  # the cache has the mask
+                optional["shared"], mask = cache, None
             output = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -290,6 +315,18 @@ class TransformersSampler:
                 f"{type(self.model).__name__} answers without {self._cache_name}: sampling needs its cache"
             )
         return output.logits[:, -1], cache
+
+
+def _share(
+    prefilled: _Decoding, prompts: Sequence[tuple[int, ...]], prompt_of_row: list[int], room: int
+) -> _Decoding:
+    """Rows that share prefilled prompts and have written nothing yet."""
+    return _Decoding(
+        prefilled.logits_RV[prompt_of_row],
+        SharedCache.begin(Prompts.of(prefilled.cache, prompts), prompt_of_row, room),
+        prefilled.mask_RL[prompt_of_row, :0],
+        prefilled.position_R[prompt_of_row],
+    )
 
 
 def _seed(seed: int | None) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParameters, Session
+from threefold.rollout.samplers.compiled_decoding import CompiledDecoding
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
 from threefold.training.trl_seam.update import UpdateSeam
@@ -32,13 +33,31 @@ class Generation:
     scored: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
     """Log-probabilities and entropies that TRL computed without a gradient, in its order: the old policy's
     where it needs them, then the reference model's where beta > 0."""
-    sampled: list[Sample] = field(default_factory=list)
-    """What our sampler drew, in its order; empty where another one did."""
+    sampled: list[dict[int, list[Sample]]] = field(default_factory=list)
+    """What our sampler drew each time it generated: the samples of each row, one a turn."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spent(self, what: str, started: float) -> None:
         """Add the seconds since `started`."""
         self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - started
+
+
+class NotedSession:
+    """A session whose samples are noted by dialogue, as the driver numbers them: by row."""
+
+    def __init__(self, session: Session, noted: dict[int, list[Sample]]) -> None:
+        self._session, self._noted = session, noted
+
+    def turn(
+        self, dialogues: Sequence[int], contexts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]
+    ) -> list[Sample]:
+        samples = self._session.turn(dialogues, contexts, max_new_tokens)
+        for dialogue, sample in zip(dialogues, samples, strict=True):
+            self._noted.setdefault(dialogue, []).append(sample)
+        return samples
+
+    def close(self) -> None:
+        self._session.close()
 
 
 class TrlSeam(UpdateSeam):
@@ -117,12 +136,10 @@ class TrlSeam(UpdateSeam):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        wants_entropies = self._uses_sampled_scores and self._wants_sampled_scores()
-        parameters = replace(self._sampling(), entropies=wants_entropies)
         self._push_weights()
-        samples = self._own_sampler.generate(prompt_ids, parameters)
+        samples = self._own_sampler.generate(prompt_ids, self._sampling())
         if self._generation is not None:
-            self._generation.sampled += samples
+            self._generation.sampled.append({row: [sample] for row, sample in enumerate(samples)})
         logprobs = [list(sample.logprobs) for sample in samples] if self.importance is not None else None
         return [list(sample.token_ids) for sample in samples], logprobs
 
@@ -132,6 +149,7 @@ class TrlSeam(UpdateSeam):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or 0,
+            entropies=self._uses_sampled_scores and self._wants_sampled_scores(),
         )
 
     def _session(self) -> Session | None:
@@ -140,12 +158,17 @@ class TrlSeam(UpdateSeam):
         if make is None:
             return None
         self._push_weights()
-        return make(self._sampling())
+        session = make(self._sampling())
+        if self._generation is None:
+            return session
+        self._generation.sampled.append({})
+        return NotedSession(session, self._generation.sampled[-1])
 
     def _sample_with(self, sampler: Literal["threefold"] | Sampler) -> None:
         """Generate with "threefold", our sampler on the policy itself (prompts prefilled once a group,
-        finished rows dropped), or with a sampler of any other kind. An engine is given the weights, so that
-        one that cannot hold them says so now.
+        finished rows dropped, decoding steps compiled over a static cache where TRL is told
+        `cache_implementation="static"`), or with a sampler of any other kind. An engine is given the weights,
+        so that one that cannot hold them says so now.
 
         Raises:
             ValueError: TRL was given a generation backend or options that our samplers do not serve, or an
@@ -158,6 +181,8 @@ class TrlSeam(UpdateSeam):
             "min_p": args.min_p is not None,
             "repetition_penalty": args.repetition_penalty != 1.0,
             "generation_kwargs": bool(args.generation_kwargs),
+            f"cache_implementation={args.cache_implementation!r}": args.cache_implementation
+            not in (None, "dynamic", "static"),
             "a sharded model": self.is_deepspeed_enabled or self.is_fsdp_enabled,
         }
         unserved = [name for name, used in options.items() if used]
@@ -166,11 +191,10 @@ class TrlSeam(UpdateSeam):
             raise ValueError(f"sampler={given} does not serve {', '.join(unserved)}; use sampler='trl'")
         model = self.accelerator.unwrap_model(self.model)
         self._samples_policy = isinstance(sampler, str)
-        self._own_sampler = (
-            TransformersSampler(model, self._tokenizer, batch_size=_BATCH)
-            if isinstance(sampler, str)
-            else sampler
-        )
+        if isinstance(sampler, str):
+            compiled = CompiledDecoding(model) if args.cache_implementation == "static" else None
+            sampler = TransformersSampler(model, self._tokenizer, batch_size=_BATCH, compiled=compiled)
+        self._own_sampler = sampler
         self._pushed_at = None
         self._push_weights()
 
@@ -263,18 +287,22 @@ class TrlSeam(UpdateSeam):
     def _sampled_scores(self, generation: Generation, n_completion: int) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and entropies (B, T) that the samples were drawn with; None where they are not
         these episodes', or where half precision lets decoding and a whole forward differ."""
-        samples = generation.sampled
-        drawn = [list(sample.token_ids) for sample in samples]
         exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        if not (exact and self._uses_sampled_scores):
+        if not (exact and self._uses_sampled_scores) or len(generation.sampled) != 1:
             return None
-        if drawn != generation.completion_ids or any(s.entropies is None for s in samples):
-            return None
-        scores = torch.zeros(2, len(samples), n_completion, device=self.accelerator.device)
-        for row, sample in enumerate(samples):
-            scores[0, row, : len(sample.logprobs)] = torch.tensor(sample.logprobs)
-            scores[1, row, : len(sample.logprobs)] = torch.tensor(sample.entropies)
-        return scores[0], scores[1]
+        n_rows = len(generation.completion_ids)
+        scores = torch.zeros(2, n_rows, n_completion)
+        for row, ids in enumerate(generation.completion_ids):
+            places = _written(generation.inputs[row], len(ids))
+            samples = generation.sampled[0].get(row, [])
+            if [ids[place] for place in places] != [token for s in samples for token in s.token_ids]:
+                return None
+            if any(sample.entropies is None for sample in samples):
+                return None
+            scores[0, row, places] = torch.tensor([logp for s in samples for logp in s.logprobs])
+            scores[1, row, places] = torch.tensor([nats for s in samples for nats in s.entropies or ()])
+        logp_BT, entropy_BT = scores.to(self.accelerator.device)
+        return logp_BT, entropy_BT
 
     def _reference_scores(self, generation: Generation) -> Tensor | None:
         """The reference model's log-probabilities, where beta > 0 and the reference stays the initial
@@ -292,6 +320,15 @@ class TrlSeam(UpdateSeam):
         for _ in range(min(len(gathered), len(logged))):
             logged.pop()
         logged.extend(gathered)
+
+
+def _written(inputs: dict[str, Any], n_completion: int) -> list[int]:
+    """Places in a row's completion that the agent wrote: all of them but in an environment."""
+    if "trajectory" not in inputs:
+        return list(range(n_completion))
+    segment = inputs["trajectory"].segments[0]
+    turn_ids = segment.turn_ids[segment.prompt_length :]
+    return [place for place, turn in enumerate(turn_ids) if turn >= 0]
 
 
 def turns_of(output: dict[str, Any]) -> tuple[Tensor, Tensor]:
