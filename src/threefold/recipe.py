@@ -166,6 +166,17 @@ class DynamicSampling(_Part):
     """Stop training after the step in which so many episodes were generated, those thrown away included."""
 
 
+class Vllm(_Part):
+    """The engine of `training.sampler: vllm`: vLLM on a CPU, in the training process."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Of the engine's copy of the weights."""
+    cache_gib: float = Field(1.0, gt=0)
+    """Memory of its keys and values."""
+    max_model_len: int | None = Field(None, ge=1)
+    """Most tokens of a prompt with its completion; None is the model's context, or what the cache holds."""
+
+
 class Training(_Part):
     """The optimisation. Batch sizes in TRL's own terms are derived; see `batch.BatchPlan`."""
 
@@ -198,10 +209,17 @@ class Training(_Part):
     save_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0 saves one at the end."""
     keep_checkpoints: int = Field(2, ge=1)
-    sampler: Literal["auto", "threefold", "trl"] = "auto"
-    """Who generates one-turn completions. "threefold" prefills each prompt once for its whole group and drops
-    finished rows; "trl" is TRL's own path (transformers, continuous batching, vLLM). "auto" is "threefold" on
-    one process without vLLM, else "trl"."""
+    sampler: Literal["auto", "threefold", "threefold-bf16", "vllm", "trl"] = "auto"
+    """Who generates. "threefold" prefills each prompt once for its whole group and drops finished rows;
+    "threefold-bf16" does so with a copy of the policy in bf16; "vllm" is vLLM on a CPU; "trl" is TRL's own
+    path (transformers, continuous batching, vLLM on accelerators). "auto" is "threefold" on one process
+    without vLLM, else "trl"."""
+    importance: Literal["token", "sequence", "off"] = "token"
+    """With "threefold-bf16" and "vllm", which sample from weights of their own: weigh advantages by the ratio
+    of policy and engine, for each token or episode."""
+    importance_cap: float = Field(3.0, ge=1)
+    """Largest such ratio."""
+    vllm: Vllm = Field(default_factory=Vllm)
     dynamic_sampling: DynamicSampling | None = None
     """Replace dead groups by groups of other prompts; None leaves them."""
     signals_every: int = Field(0, ge=0)

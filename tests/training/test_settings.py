@@ -27,6 +27,7 @@ run: {{dir: {run}, threads: 1}}
         ["training.updates_per_step=2", "training.sampler=trl"],
         ["training.ratio=sequence", "training.loss=grpo"],
         ["training.gradient_checkpointing=true"],
+        ["training.sampler=threefold-bf16"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from trl import GRPOTrainer
 
 from threefold.credit import CreditEstimator
+from threefold.credit.importance import Importance
 from threefold.credit.losses import check_loss
 from threefold.credit.outcomes import given_credit
 
@@ -85,6 +86,53 @@ def check_against_loss(
         off_policy_mask=trainer.off_policy_mask_threshold,
         per_token=per_token,
     )
+
+
+def check_importance(importance: Importance, trainer: GRPOTrainer, *, tells_logprobs: bool) -> None:
+    """Raise ValueError where advantages cannot carry an engine's importance ratio.
+
+    Args:
+        importance: Level and cap.
+        trainer: Its options.
+        tells_logprobs: Whether who samples says with which log-probabilities.
+    """
+    if trainer.use_vllm:
+        raise ValueError(
+            "importance= is for engines other than TRL's vLLM, for which TRL corrects itself "
+            "(vllm_importance_sampling_correction); leave it out"
+        )
+    if not tells_logprobs:
+        raise ValueError(
+            "importance= needs the log-probabilities of whoever sampled, which TRL's own generation does not "
+            "tell; give sampler='threefold', an engine, or a rollout_func that answers 'logprobs'"
+        )
+    if trainer.beta != 0.0:
+        raise ValueError(
+            f"importance= weighs advantages, and the KL term of beta={trainer.beta} would stay the engine's: "
+            "set beta=0 (in a recipe training.kl=0), or leave importance out"
+        )
+    if trainer.loss_type == "vespo":
+        raise ValueError(
+            "the loss 'vespo' is not linear in the advantage, so importance= has no place; take 'dapo'"
+        )
+    if trainer.args.use_liger_kernel:
+        raise ValueError(
+            "importance= weighs advantages when the update has scored the policy, and the loss of "
+            "use_liger_kernel scores it inside; leave one of them out"
+        )
+    if importance.level == "sequence":
+        return
+    by_row = {
+        "importance_sampling_level='sequence'": trainer.importance_sampling_level == "sequence"
+        and trainer.loss_type != "cispo",
+        "off_policy_mask_threshold": trainer.off_policy_mask_threshold is not None,
+    }
+    found = [name for name, present in by_row.items() if present]
+    if found:
+        raise ValueError(
+            f"a ratio for each token makes advantages (B, T), which {' and '.join(found)} would read as one "
+            "of the row; take Importance(level='sequence')"
+        )
 
 
 def resolve_outcome(outcome: str | None, credit: CreditEstimator | None, names: Sequence[str]) -> str | None:

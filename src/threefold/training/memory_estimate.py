@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from threefold.recipe import Recipe
 from threefold.training.run import Checked
 
 _ACTIVATION_BYTES = 34
@@ -70,6 +71,7 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
         "frozen initial model (signals)": frozen_copy
         if "base" in needs or (recipe.training.signals_base and recipe.training.signals_every)
         else 0,
+        "the engine's weights and cache": _engine_bytes(recipe, parameters),
     }
     tokens = plan.micro_batch * length
     per_token = _ACTIVATION_BYTES * computed / 2
@@ -96,6 +98,15 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
             )
         },
     )
+
+
+def _engine_bytes(recipe: Recipe, parameters: int) -> float:
+    engine = recipe.training.vllm
+    if recipe.training.sampler == "threefold-bf16":
+        return parameters * 2
+    if recipe.training.sampler != "vllm":
+        return 0
+    return parameters * (2 if engine.dtype == "bf16" else 4) + engine.cache_gib * 2**30
 
 
 def empty_model(config: Any, *, trust_remote_code: bool = False) -> Any:

@@ -21,6 +21,7 @@ from threefold.skills.evolution import Evolution
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
+from threefold.training.engine import build_sampler, check_sampler
 from threefold.training.loggers import group_metrics, set_places
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.skills import build_evolution, check_skills, join_policy
@@ -63,6 +64,7 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
             "another method"
         )
     check_skills(recipe, processes)
+    check_sampler(recipe, processes)
     work = work_of(recipe)
     credit = _credit(recipe, work)
     if credit is not None:
@@ -190,6 +192,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
 
     recipe = prepared.recipe
     set_places(recipe)
+    sampler, importance = build_sampler(recipe, prepared.work.tokenizer, prepared.plan.processes)
     trainer = ThreefoldTrainer(
         model=_initial_model(prepared, run, console),
         args=trl_config(prepared, str(run.path / "checkpoints"), weights_dtype(recipe)),
@@ -201,7 +204,8 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         signals_every=recipe.training.signals_every,
         signals_base=recipe.training.signals_base,
         dynamic_sampling=_dynamic_sampling(recipe),
-        sampler=_sampler(recipe, prepared.plan.processes),
+        sampler=sampler,
+        importance=importance,
         speedups=Speedups(**recipe.training.speedups.model_dump()),
         skills=skills,
         kl_on_dead_groups=recipe.training.kl_on_dead_groups,
@@ -236,14 +240,6 @@ def _initial_model(prepared: Prepared, run: RunDirectory, console: Console) -> A
         # An adapter is of no use without the weights it was trained on.
         model.save_pretrained(run.path / BASE_FOLDER)
     return model
-
-
-def _sampler(recipe: Recipe, processes: int) -> Any:
-    """Who generates: our sampler where one process holds a whole model, TRL's backends elsewhere."""
-    if recipe.training.sampler != "auto":
-        return recipe.training.sampler
-    backend = {"use_vllm", "use_transformers_continuous_batching"} & set(recipe.training.trl)
-    return "trl" if backend or processes > 1 else "threefold"
 
 
 def _dynamic_sampling(recipe: Recipe) -> Any:

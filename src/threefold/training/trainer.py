@@ -24,9 +24,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
 from threefold.credit import grpo as grpo_credit
+from threefold.credit.importance import Importance
 from threefold.credit.outcomes import given_credit
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
+from threefold.rollout.samplers import Sampler
 from threefold.signals import AnswerTokens, locate, measure
 from threefold.skills.evolution import Evolution
 from threefold.training import checks
@@ -45,6 +47,7 @@ from threefold.training.trl_seam import (
     Speedups,
     TrlSeam,
     check_trl,
+    fingerprint,
     frozen_copy,
     prompts_of,
     turns_of,
@@ -99,9 +102,12 @@ class ThreefoldTrainer(TrlSeam):
             a second copy of the weights.
         dynamic_sampling (`DynamicSampling`, *optional*): Replace groups that are dead by outcome by groups of
             other prompts (DAPO). On one process, with one-turn completions.
-        sampler (`str`, defaults to `"trl"`): "threefold" generates with our sampler, which prefills a prompt
-            once for its group, drops finished rows, and keeps the cache of an environment's dialogues between
-            turns; the distribution is the same, the random numbers are not.
+        sampler (`str` or `Sampler`, defaults to `"trl"`): "threefold" generates with our sampler, which
+            prefills a prompt once for its group, drops finished rows, and keeps the cache of an environment's
+            dialogues between turns; the distribution is the same, the random numbers are not. Or any
+            `Sampler`; one with a `push` (an engine, such as `VllmSampler`) is given each update's weights.
+        importance (`Importance`, *optional*): Weigh advantages by the ratio of the policy and whoever
+            sampled: engines other than TRL's vLLM (TRL corrects there), `rollout_func`s with "logprobs".
         skills (`Evolution`, *optional*): A skill bank in the prompts of an environment's episodes. Each
             episode of training is played under a version that it assigns, and it learns from them (ReSkill);
             evaluations are played under the version in use. On one process.
@@ -143,7 +149,8 @@ class ThreefoldTrainer(TrlSeam):
         signals_every: int = 0,
         signals_base: bool = False,
         dynamic_sampling: DynamicSampling | None = None,
-        sampler: Literal["trl", "threefold"] = "trl",
+        sampler: Literal["trl", "threefold"] | Sampler = "trl",
+        importance: Importance | None = None,
         speedups: Speedups | None = None,
         skills: Evolution | None = None,
         kl_on_dead_groups: bool = True,
@@ -168,7 +175,7 @@ class ThreefoldTrainer(TrlSeam):
         needs_base = (signals_base and signals_every > 0) or (credit is not None and "base" in credit.needs)
         frozen = base_model
         if frozen is None and needs_base:
-            frozen = self._copy_base(model, args, peft_config)
+            frozen = frozen_copy(model, args, peft_config)
         super().__init__(
             model=model,
             reward_funcs=reward_funcs,
@@ -191,7 +198,7 @@ class ThreefoldTrainer(TrlSeam):
                 "drawn and counted over the whole batch"
             )
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
-        self._base_fingerprint = _fingerprint(self._frozen_base)
+        self._base_fingerprint = fingerprint(self._frozen_base)
         if credit is not None:
             checks.check_credit(credit, self, self._weights, plays=environment is not None)
             if "self_certainty" in credit.needs:
@@ -208,25 +215,17 @@ class ThreefoldTrainer(TrlSeam):
         self._recorder: Recorder | None = None
         if self.run_directory is not None:
             self._recorder = Recorder(self.run_directory, self._tokenizer, self.accelerator)
-        if sampler == "threefold":
-            self._sample_ourselves(batch_size=256)
+        self.importance = importance
+        if importance is not None:
+            checks.check_importance(
+                importance, self, tells_logprobs=sampler != "trl" or rollout_func is not None
+            )
+        if sampler != "trl":
+            self._sample_with(sampler)
         if speedups is not None:
             self._speed_up(speedups)
 
     # Before the first step
-
-    @staticmethod
-    def _copy_base(model: Any, args: Any, peft_config: Any) -> Any:
-        """A copy of the initial weights, where nothing else holds them."""
-        has_reference = args is not None and args.beta != 0.0 and not args.sync_ref_model
-        if has_reference or peft_config is not None:
-            return None
-        if args is not None and args.cast_lm_head_to_fp32:
-            raise ValueError(
-                "cast_lm_head_to_fp32 does not reach the frozen copy of the initial model, so the two would "
-                "be scored at different precision; set beta > 0, use LoRA, or leave it off"
-            )
-        return frozen_copy(model, getattr(args, "model_init_kwargs", None))
 
     def _open_run(self, run_dir: str | Path | RunDirectory | None) -> RunDirectory | None:
         if run_dir is None:
@@ -247,8 +246,8 @@ class ThreefoldTrainer(TrlSeam):
     # One generation batch
 
     def _watching(self) -> bool:
-        wanted = (self.credit, self.run_directory, self._environment, self.dynamic_sampling)
-        return self.model.training and (any(p is not None for p in wanted) or not self.kl_on_dead_groups)
+        parts = (self.credit, self.run_directory, self._environment, self.dynamic_sampling, self.importance)
+        return self.model.training and (any(p is not None for p in parts) or not self.kl_on_dead_groups)
 
     def _choose_episodes(self, inputs: list[dict[str, Any]]) -> Candidates | None:
         if self.dynamic_sampling is None or self._stream is None:
@@ -483,6 +482,7 @@ class ThreefoldTrainer(TrlSeam):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as TRL does; what is still to be recorded is written however it ends."""
+        self._pushed_at = None  # steps count from 0 again, or a checkpoint's weights are loaded
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -513,7 +513,9 @@ class ThreefoldTrainer(TrlSeam):
         if play is not None:
             trajectories = play.stamped(trajectories)
         return trl_rollout(
-            trajectories, filler=self._tokenizer.eos_token_id, with_logprobs=bool(self.use_vllm)
+            trajectories,
+            filler=self._tokenizer.eos_token_id,
+            with_logprobs=self.use_vllm or self.importance is not None,
         )
 
     def _generate_turn(
@@ -566,11 +568,3 @@ class ThreefoldTrainer(TrlSeam):
 
 def _answer_format(given: str | AnswerFormat) -> AnswerFormat:
     return answer_format(given) if isinstance(given, str) else given
-
-
-def _fingerprint(model: Any) -> float | None:
-    """A number that two sets of weights share only if they are the same; None where there is no copy to
-    compare."""
-    if model is None:
-        return None
-    return float(sum(p.detach().double().sum().item() * (i + 1) for i, p in enumerate(model.parameters())))

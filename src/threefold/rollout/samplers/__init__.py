@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,19 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Engine(Protocol):
+    """What a sampler has besides that draws from weights of its own: they have to be brought to it."""
+
+    def push(self, model: Any) -> None:
+        """Take over this model's weights, and forget what was computed with the ones before.
+
+        Raises:
+            ValueError: The engine cannot hold such a model; raised by the first call.
+        """
+        ...
+
+
+@runtime_checkable
 class Session(Protocol):
     """Dialogues that a sampler remembers from one turn to the next, so that only new tokens are forwarded."""
 
@@ -109,3 +122,38 @@ class Session(Protocol):
     def close(self) -> None:
         """Give back what is remembered."""
         ...
+
+
+def end_tokens(model: Any, tokenizer: Any = None) -> frozenset[int]:
+    """Tokens that end a turn: those of `model.generation_config` and the tokenizer's."""
+    configuration = getattr(model, "generation_config", None)
+    found = getattr(configuration, "eos_token_id", None)
+    ends = {found} if isinstance(found, int) else set(found or ())
+    of_tokenizer = getattr(tokenizer, "eos_token_id", None)
+    return frozenset(ends if of_tokenizer is None else ends | {of_tokenizer})
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    vocabulary: int,
+    context: int | None,
+    first_row: int = 0,
+) -> None:
+    """Raise ValueError for a prompt that cannot be continued by `max_new_tokens`; rows count from
+    `first_row`."""
+    for row, prompt in enumerate(prompts, first_row):
+        if len(prompt) == 0:
+            raise ValueError(
+                f"prompt {row} is empty: a prompt needs at least one token, such as the start token"
+            )
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            bad = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise ValueError(f"prompt {row} holds token id {bad}, the model has ids 0 to {vocabulary - 1}")
+        if context is not None and len(prompt) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones that is "
+                f"{len(prompt) + max_new_tokens}, but the model's context has {context}: lower "
+                f"max_new_tokens to {max(context - len(prompt), 0)} or shorten the prompt"
+            )

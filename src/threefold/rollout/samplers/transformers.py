@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from threefold.rollout.samplers import Sample, SamplingParameters
+from threefold.rollout.samplers import Sample, SamplingParameters, check_prompts, end_tokens
 from threefold.rollout.samplers.choosing import Draft, write
 from threefold.rollout.samplers.compiled_decoding import CompiledDecoding, StaticBatch
 from threefold.rollout.samplers.dialogue import TransformersSession
@@ -176,32 +176,17 @@ class TransformersSampler:
     def check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, first_row: int = 0) -> None:
         """Raise ValueError for a prompt that cannot be continued by `max_new_tokens`; rows count from
         `first_row`."""
-        vocabulary = self.model.get_input_embeddings().num_embeddings
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for row, prompt in enumerate(prompts, first_row):
-            if len(prompt) == 0:
-                raise ValueError(
-                    f"prompt {row} is empty: a prompt needs at least one token, such as the start token"
-                )
-            if min(prompt) < 0 or max(prompt) >= vocabulary:
-                bad = next(token for token in prompt if not 0 <= token < vocabulary)
-                raise ValueError(
-                    f"prompt {row} holds token id {bad}, the model has ids 0 to {vocabulary - 1}"
-                )
-            if context is not None and len(prompt) + max_new_tokens > context:
-                raise ValueError(
-                    f"prompt {row} has {len(prompt)} tokens, with {max_new_tokens} new ones that is "
-                    f"{len(prompt) + max_new_tokens}, but the model's context has {context}: lower "
-                    f"max_new_tokens to {max(context - len(prompt), 0)} or shorten the prompt"
-                )
+        check_prompts(
+            prompts,
+            max_new_tokens,
+            vocabulary=self.model.get_input_embeddings().num_embeddings,
+            context=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+            first_row=first_row,
+        )
 
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a turn."""
-        configuration = getattr(self.model, "generation_config", None)
-        found = getattr(configuration, "eos_token_id", None)
-        ends = {found} if isinstance(found, int) else set(found or ())
-        of_tokenizer = getattr(self.tokenizer, "eos_token_id", None)
-        return frozenset(ends if of_tokenizer is None else ends | {of_tokenizer})
+        return end_tokens(self.model, self.tokenizer)
 
     def decode(
         self,

@@ -10,8 +10,18 @@ a new release breaks an assumption.
 """
 
 from threefold.training.trl_seam.generation import Generation, TrlSeam, prompts_of, turns_of
-from threefold.training.trl_seam.scoring import frozen_copy
+from threefold.training.trl_seam.scoring import fingerprint, frozen_copy
 from threefold.training.trl_seam.signatures import check_trl
 from threefold.training.trl_seam.update import ROW, Speedups
 
-__all__ = ["ROW", "Generation", "Speedups", "TrlSeam", "check_trl", "frozen_copy", "prompts_of", "turns_of"]
+__all__ = [
+    "ROW",
+    "Generation",
+    "Speedups",
+    "TrlSeam",
+    "check_trl",
+    "fingerprint",
+    "frozen_copy",
+    "prompts_of",
+    "turns_of",
+]

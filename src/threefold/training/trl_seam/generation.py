@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from threefold.rollout.samplers import Sample, SamplingParameters, Session
+from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParameters, Session
 from threefold.rollout.samplers.compiled_decoding import CompiledDecoding
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
 from threefold.training.trl_seam.update import UpdateSeam
+
+_BATCH = 256
+"""Most rows that our sampler decodes at once."""
 
 
 @dataclass
@@ -64,7 +67,10 @@ class TrlSeam(UpdateSeam):
     _ready: Candidates | None = None
     """Episodes that were generated and scored ahead: TRL is given these instead of making others."""
     _capturing = False
-    _own_sampler: TransformersSampler | None = None
+    _own_sampler: Sampler | None = None
+    _samples_policy = False
+    """Whether our sampler draws from the policy itself, not from an engine's copy."""
+    _pushed_at: int | None = None
 
     def _watching(self) -> bool:
         """Whether this batch is to be watched; False leaves TRL entirely alone."""
@@ -90,6 +96,9 @@ class TrlSeam(UpdateSeam):
             self._capturing = False
             self._generation = self._ready = None
         advantages = self._credit(output, generation)
+        if self.importance is not None:
+            credited = output["advantages"] if advantages is None else advantages
+            advantages = self._weigh_batch(credited, output)
         if advantages is not None:
             output["advantages"] = advantages
             self._replace_logged_advantages(advantages)
@@ -127,10 +136,12 @@ class TrlSeam(UpdateSeam):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
+        self._push_weights()
         samples = self._own_sampler.generate(prompt_ids, self._sampling())
         if self._generation is not None:
             self._generation.sampled.append({row: [sample] for row, sample in enumerate(samples)})
-        return [list(sample.token_ids) for sample in samples], None
+        logprobs = [list(sample.logprobs) for sample in samples] if self.importance is not None else None
+        return [list(sample.token_ids) for sample in samples], logprobs
 
     def _sampling(self) -> SamplingParameters:
         return SamplingParameters(
@@ -138,25 +149,30 @@ class TrlSeam(UpdateSeam):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k or 0,
-            entropies=self._wants_sampled_scores(),
+            entropies=self._uses_sampled_scores and self._wants_sampled_scores(),
         )
 
     def _session(self) -> Session | None:
-        """Dialogues that keep their cache between turns, where our sampler generates; else None."""
-        if self._own_sampler is None:
+        """Dialogues that keep their cache between turns, where a sampler of ours has such; else None."""
+        make = getattr(self._own_sampler, "session", None)
+        if make is None:
             return None
-        session = self._own_sampler.session(self._sampling())
+        self._push_weights()
+        session = make(self._sampling())
         if self._generation is None:
             return session
         self._generation.sampled.append({})
         return NotedSession(session, self._generation.sampled[-1])
 
-    def _sample_ourselves(self, batch_size: int) -> None:
-        """Generate with Threefold's sampler: prompts prefilled once a group, finished rows dropped, and
-        decoding steps compiled over a static cache where TRL is told `cache_implementation="static"`.
+    def _sample_with(self, sampler: Literal["threefold"] | Sampler) -> None:
+        """Generate with "threefold", our sampler on the policy itself (prompts prefilled once a group,
+        finished rows dropped, decoding steps compiled over a static cache where TRL is told
+        `cache_implementation="static"`), or with a sampler of any other kind. An engine is given the weights,
+        so that one that cannot hold them says so now.
 
         Raises:
-            ValueError: TRL was given a generation backend or options that the sampler does not serve.
+            ValueError: TRL was given a generation backend or options that our samplers do not serve, or an
+                engine cannot hold this model.
         """
         args = self.args
         options = {
@@ -171,12 +187,33 @@ class TrlSeam(UpdateSeam):
         }
         unserved = [name for name, used in options.items() if used]
         if unserved:
-            raise ValueError(f"sampler='threefold' does not serve {', '.join(unserved)}; use sampler='trl'")
+            given = repr(sampler) if isinstance(sampler, str) else type(sampler).__name__
+            raise ValueError(f"sampler={given} does not serve {', '.join(unserved)}; use sampler='trl'")
         model = self.accelerator.unwrap_model(self.model)
-        compiled = CompiledDecoding(model) if args.cache_implementation == "static" else None
-        self._own_sampler = TransformersSampler(
-            model, self._tokenizer, batch_size=batch_size, compiled=compiled
-        )
+        self._samples_policy = isinstance(sampler, str)
+        if isinstance(sampler, str):
+            compiled = CompiledDecoding(model) if args.cache_implementation == "static" else None
+            sampler = TransformersSampler(model, self._tokenizer, batch_size=_BATCH, compiled=compiled)
+        self._own_sampler = sampler
+        self._pushed_at = None
+        self._push_weights()
+
+    def _push_weights(self) -> None:
+        """Bring an engine the policy's weights where an update has changed them."""
+        engine = self._own_sampler
+        if not isinstance(engine, Engine) or self._pushed_at == self.state.global_step:
+            return
+        started = time.perf_counter()
+        engine.push(self.accelerator.unwrap_model(self.model))
+        self._pushed_at = self.state.global_step
+        if self._generation is not None:  # part of time/generate, so no time of its own
+            self._log_value("engine/push_seconds", time.perf_counter() - started)
+
+    @property
+    def _uses_sampled_scores(self) -> bool:
+        """Whether the scores that tokens were drawn with stand for the policy's. Where the two are compared
+        they do not."""
+        return self._samples_policy and self.importance is None
 
     @contextmanager
     def _turn_limit(self, max_new_tokens: int) -> Iterator[None]:
@@ -251,7 +288,7 @@ class TrlSeam(UpdateSeam):
         """Log-probabilities and entropies (B, T) that the samples were drawn with; None where they are not
         these episodes', or where half precision lets decoding and a whole forward differ."""
         exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        if not exact or len(generation.sampled) != 1:
+        if not (exact and self._uses_sampled_scores) or len(generation.sampled) != 1:
             return None
         n_rows = len(generation.completion_ids)
         scores = torch.zeros(2, n_rows, n_completion)

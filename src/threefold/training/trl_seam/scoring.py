@@ -120,8 +120,25 @@ class ScoringSeam(GRPOTrainer):
         return self.accelerator.prepare_model(model, evaluation_mode=True)
 
 
-def frozen_copy(model: str | PreTrainedModel, model_init_kwargs: dict[str, Any] | None) -> PreTrainedModel:
-    """A second set of the initial weights, taken before TRL patches the first."""
+def frozen_copy(model: str | PreTrainedModel, args: Any, peft_config: Any) -> PreTrainedModel | None:
+    """A second set of the initial weights, taken before TRL patches the first; None where something else
+    holds them."""
+    has_reference = args is not None and args.beta != 0.0 and not args.sync_ref_model
+    if has_reference or peft_config is not None:
+        return None
+    if args is not None and args.cast_lm_head_to_fp32:
+        raise ValueError(
+            "cast_lm_head_to_fp32 does not reach the frozen copy of the initial model, so the two would "
+            "be scored at different precision; set beta > 0, use LoRA, or leave it off"
+        )
     if isinstance(model, str):
-        return create_model_from_path(model, **(model_init_kwargs or {}))
+        return create_model_from_path(model, **(getattr(args, "model_init_kwargs", None) or {}))
     return copy.deepcopy(model)
+
+
+def fingerprint(model: Any) -> float | None:
+    """A number that two sets of weights share only if they are the same; None where there is no copy to
+    compare."""
+    if model is None:
+        return None
+    return float(sum(p.detach().double().sum().item() * (i + 1) for i, p in enumerate(model.parameters())))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from threefold.credit.importance import Importance, figures, ratios
 from threefold.credit.normalise import group_max
 from threefold.training import repack, shared_prompt
 from threefold.training.trl_seam.scoring import ScoringSeam
@@ -37,6 +38,10 @@ class Speedups:
     update; `signals_every` measures them where they are wanted."""
 
 
+_OLD = "old_per_token_logps"
+"""Key of the old policy's log-probabilities, where TRL scored them when the batch was generated."""
+
+
 class UpdateSeam(ScoringSeam):
     """`GRPOTrainer` whose updates may be computed more cheaply, and whose own scores can be read."""
 
@@ -48,6 +53,11 @@ class UpdateSeam(ScoringSeam):
     _watched_shape: tuple[int, ...] = (0, 0)
     _speedups: Speedups | None = None
     _buffered_inputs: Any
+    importance: Importance | None = None
+    """How advantages are weighed where another engine sampled; None does not."""
+    _tallies: Tensor
+    _tallied_at: int | None = None
+    """The update that `_tallies` are of."""
 
     def _speed_up(self, wanted: Speedups) -> None:
         """Switch on the exact speed-ups that this model and these settings allow; log why others stay off."""
@@ -113,7 +123,8 @@ class UpdateSeam(ScoringSeam):
         if not inputs:  # a micro-batch that repacking has emptied
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self._loss_rows = inputs.get(ROW) if self.model.training else None
-        if WITHOUT_KL in inputs and self.beta != 0.0:
+        weighs = self.importance is not None and self.model.training and _OLD not in inputs
+        if weighs or (WITHOUT_KL in inputs and self.beta != 0.0):
             inputs = self._loss_inputs = {**inputs}  # a copy, for the next iteration reads them again
         try:
             return super()._compute_loss(model, inputs)
@@ -128,13 +139,47 @@ class UpdateSeam(ScoringSeam):
         )
         if self._loss_rows is not None and torch.is_grad_enabled():
             self._observe(self._loss_rows, scored[0], scored[1])
-        if self._loss_inputs is not None:
+        if self._loss_inputs is not None and self.importance is not None:  # beta is 0
+            weighed = self._weighed(self._loss_inputs["advantages"], scored[0], self._loss_inputs)
+            self._loss_inputs["advantages"] = weighed
+        elif self._loss_inputs is not None:
             # Against itself a row has a KL of 0 and a gradient of exactly 0, in every loss, and all that the
             # loss divides by stays as it was.
             quiet_B1 = self._loss_inputs[WITHOUT_KL].unsqueeze(1)
             reference_BT = self._loss_inputs["ref_per_token_logps"]
             self._loss_inputs["ref_per_token_logps"] = torch.where(quiet_B1, scored[0].detach(), reference_BT)
         return scored
+
+    def _weigh_batch(self, advantages: Tensor, output: dict[str, Any]) -> Tensor:
+        """The local rows' advantages, weighed where TRL has scored the old policy. Where it has not, the
+        update starts from the policy that its own forward scores, and weighs them then: no pass more."""
+        if output.get("sampling_per_token_logps") is None:
+            raise ValueError(
+                "importance= compares the policy with whoever sampled, and the episodes came without "
+                "log-probabilities: give them under 'logprobs' in what rollout_func answers, or sample with "
+                "sampler='threefold' or an engine"
+            )
+        self._tallied_at = None
+        return self._weighed(advantages, output[_OLD], output) if _OLD in output else advantages
+
+    def _weighed(self, advantages: Tensor, logp_BT: Tensor, rows: dict[str, Any]) -> Tensor:
+        """Advantages times the ratio of the policy, whose log-probabilities are given, and the engine that
+        sampled these rows; figures are kept over all micro-batches of an update."""
+        assert self.importance is not None
+        mask_BT = rows["completion_mask"].bool()
+        if "tool_mask" in rows:
+            mask_BT = mask_BT & rows["tool_mask"].bool()
+        weights = ratios(logp_BT, rows["sampling_per_token_logps"], mask_BT, self.importance)
+        tallies = self.accelerator.gather(weights.tallies(mask_BT)[None]).sum(dim=0)
+        again = self._tallied_at == self.state.global_step
+        self._tallies = self._tallies + tallies if again else tallies
+        self._tallied_at = self.state.global_step
+        for name, value in figures(self._tallies).items():
+            logged = self._metrics["train"][name]
+            if again and logged:
+                logged.pop()
+            logged.append(value)
+        return weights.fold(advantages)
 
     def _mark_dead_groups(
         self, output: dict[str, Any], values: Tensor, mask_BT: Tensor, group_B: Tensor, local: slice
