@@ -111,10 +111,6 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page again")
     parser.add_argument("--override", nargs="*", default=[], metavar="key=value", help="for every cell")
     options = parser.parse_args(argv)
-    if both := set(options.arms) & set(options.published):
-        parser.error(
-            f"{', '.join(sorted(both))} is given to --arms, to be run, and to --published, to be kept"
-        )
     options.page = f"curves{options.recipe.stem.removeprefix('caregiver')}"
     options.runs = options.runs or ROOT / f"runs/caregiver-{options.page}"
     options.runs.mkdir(parents=True, exist_ok=True)
@@ -208,7 +204,7 @@ def read_cell(run: Path) -> dict[str, Any]:
 def published(
     path: Path, arms: Sequence[str], shared: str, found: caregiver_page.Cells
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Cells that the page has already, of arms that are not run again.
+    """Cells that the page has already and that were not run again.
 
     Raises:
         SystemExit: The page has none of an arm, was made on another budget, or a seed of it began with other
@@ -227,7 +223,9 @@ def published(
         if mine and theirs and mine["before"] != theirs["before"]:
             raise SystemExit(f"seed {seed} of {path} began with other weights: give its arms to --arms")
     commit = study["environment"].get("commit")
-    return {key: {"commit": commit, **cell} for key, cell in every.items() if key[0] in arms}
+    return {
+        key: {"commit": commit, **cell} for key, cell in every.items() if key[0] in arms and key not in found
+    }
 
 
 def _sampled(path: Path) -> dict[str, list[float]] | None:
