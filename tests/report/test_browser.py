@@ -158,6 +158,31 @@ def words_of_map(page: Any) -> str:
     return text
 
 
+def test_a_veto_does_not_pale_the_others(
+    browser: Any, make_run: Callable[..., Path], dialogue: Callable[..., Credited], tmp_path: Path
+) -> None:
+    run_dir = make_run(tmp_path / "vetoed", steps=1)
+    vetoed, clean = dialogue(2, 0, 0), dialogue(2, 0, 1)
+    vetoed = replace(vetoed, advantages=(tuple(-16.0 if a else 0.0 for a in vetoed.advantages[0]),))
+    clean = replace(clean, trajectory=replace(clean.trajectory, violation=None))
+    write_jsonl(run_dir / "rollouts.jsonl", [vetoed, clean])
+    show_at(browser, 1280)
+    load(browser, write_report(run_dir), "#part-episodes")
+    shades = []
+    for row in range(2):
+        browser.execute_script("document.querySelectorAll('.list tbody tr')[arguments[0]].click()", row)
+        shades.append(
+            browser.execute_script(
+                "return [...document.querySelectorAll('.text .up, .text .down')]"
+                ".map((s) => Number(s.style.getPropertyValue('--w')))"
+            )
+        )
+        assert "16" not in browser.execute_script("return document.querySelector('.scale').textContent")
+        browser.execute_script("document.getElementById('close').click()")
+    assert shades[0] == [0.75] * 5
+    assert 0.3 < min(shades[1]) < max(shades[1]) < 0.75
+
+
 def test_map_of_groups_answers_to_the_keyboard_and_opens_episodes(page: Any) -> None:
     open_part(page, "Groups")
     page.execute_script("document.querySelector('#groupmap svg').focus()")

@@ -248,10 +248,12 @@ function turns(e) {
 
 const advantageOf = (run, i) => (Array.isArray(run.advantage) ? run.advantage[i] : run.advantage);
 
-/** Largest magnitude over the sample, so that shades of different episodes compare. */
+/** Largest magnitude over the sample, so that shades of different episodes compare. A veto lies far beyond all other
+ * advantages and would pale them: violators are shaded in full, and measure nothing where others are there. */
 function reach(name) {
+  const clean = episodes.filter((e) => !e.violation);
   let most = 0;
-  for (const run of episodes.flatMap((e) => e.segments.flat())) {
+  for (const run of (name === "advantage" && clean.length ? clean : episodes).flatMap((e) => e.segments.flat())) {
     if (run.turn < 0) continue;
     const values = name === "advantage" ? [].concat(run.advantage) : run.signals[name] ?? [];
     for (const value of values) most = Math.max(most, Math.abs(value ?? 0));
@@ -293,7 +295,7 @@ function spans(run, shade, most, e) {
     const span = element("span", { textContent: text });
     if (value && most) {
       span.className = shade !== "advantage" ? "heat" : value > 0 ? "up" : "down";
-      span.style.setProperty("--w", (0.75 * Math.abs(value) / most).toFixed(3));
+      span.style.setProperty("--w", (0.75 * Math.min(1, Math.abs(value) / most)).toFixed(3));
     }
     if (critical.has(i)) span.classList.add("critical");
     const lines = [`advantage ${advantage ? signed(advantage) : number(advantage)}`];
