@@ -103,18 +103,28 @@ def test_a_missing_run_and_a_short_interval_are_refused(tmp_path: Path) -> None:
         watch([tmp_path], lambda r: tmp_path, every=0)
 
 
+def page_of(run_dir: Path) -> str:
+    page = run_dir / "report.html"
+    return page.read_text(encoding="utf-8") if page.is_file() else ""
+
+
 def test_the_command_follows_a_run_and_stops_at_an_interrupt(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     command = [sys.executable, "-m", "threefold.cli", "view", str(run.path), "--watch", "--interval", "0.2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        assert "looking again every 0.2 s" in process.stderr.readline()
-        run.append_metrics(3, {"reward": 0.7})
-        assert "report.html" in process.stderr.readline()
-        page = (run.path / "report.html").read_text(encoding="utf-8")
-        assert "stopped at step 3 of 4, or still running" in page
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        try:
+            assert process.stderr is not None
+            assert "looking again every 0.2 s" in process.stderr.readline()
+            run.append_metrics(3, {"reward": 0.7})
+            until = time.monotonic() + 60
+            while "stopped at step 3 of 4, or still running" not in page_of(run.path):
+                assert time.monotonic() < until, "the page never showed the third step"
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or a failure would wait for a command that never ends
+    assert "report.html" in errors
     assert process.returncode == 0
     assert output.strip() == str(run.path / "report.html")
     assert "Traceback" not in errors
