@@ -276,7 +276,8 @@ class Recipe(_Part):
     def _loss_of_the_method(cls, data: Any) -> Any:
         """A method that is a loss as well brings it along where the recipe names none."""
         if isinstance(data, Mapping) and isinstance(data.get("credit"), Mapping):
-            sections = [data["credit"], *(data["credit"].get("together") or ())]
+            added = data["credit"].get("together")
+            sections = [data["credit"], *(added if isinstance(added, list) else [])]
             names = [str(section.get("method")) for section in sections if isinstance(section, Mapping)]
             losses = [loss for name in names if (loss := getattr(METHODS.get(name), "loss", None))]
             training = data.get("training", {})

@@ -243,7 +243,7 @@ def test_what_is_no_comparison_is_refused(
     for arguments, message in [
         ([one], "needs two runs"),
         ([one, one], "are one run"),
-        ([one, tmp_path / "nowhere"], "not a run directory"),
+        ([one, tmp_path / "nowhere"], "there is no folder"),
         ([one, tmp_path / "empty"], "holds no run"),
         ([one, two, "--baseline", tmp_path / "empty"], "none of the runs"),
         ([one, two, "--score", "strikt"], "no run has the score 'strikt'; they have strict, format"),

@@ -150,6 +150,7 @@ def test_methods_together_take_a_step_and_read_back_equal(recipe, tmp_path) -> N
         ([{"method": "ispo", "weight": 0}], "credit.together.0.weight = 0"),
         ([{"method": "ispo", "turns": ["D"]}], "turns belongs to the method"),
         ("ispo", "should be a list"),
+        (5, "should be a list"),
     ],
 )
 def test_what_cannot_be_added_is_refused(added, message) -> None:

@@ -1,6 +1,6 @@
 """What sampling from weights in bf16 costs on a CPU, with our sampler and with vLLM, alone and in a step.
 
-    python benchmarks/engines.py --rounds 3
+    python benchmarks/sampling_engines.py --rounds 3
 
 Run it where vLLM is installed (docs/speed.md), on one thread. Figures are processor seconds of this process,
 so that a busy machine matters less, and arms take turns. Writes results/engines.md.
@@ -255,7 +255,7 @@ def write(section: Sequence[str], rounds: int, load: Sequence[float]) -> None:
 
 HEAD = """# Engines in bf16 beside the policy in fp32, on a CPU
 
-`python benchmarks/engines.py --rounds 3`: SmolLM2-135M, processor seconds; arms take turns in one process,
+`python benchmarks/sampling_engines.py --rounds 3`: SmolLM2-135M, processor seconds; arms take turns in one process,
 after a round that is not counted.
 """
 
