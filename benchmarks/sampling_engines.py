@@ -255,8 +255,8 @@ def write(section: Sequence[str], rounds: int, load: Sequence[float]) -> None:
 
 HEAD = """# Engines in bf16 beside the policy in fp32, on a CPU
 
-`python benchmarks/sampling_engines.py --rounds 3`: SmolLM2-135M, processor seconds; arms take turns in one process,
-after a round that is not counted.
+`python benchmarks/sampling_engines.py --rounds 3`: SmolLM2-135M, processor seconds; arms take turns in one
+process, after a round that is not counted.
 """
 
 
