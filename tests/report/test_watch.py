@@ -108,10 +108,17 @@ def page_of(run_dir: Path) -> str:
     return page.read_text(encoding="utf-8") if page.is_file() else ""
 
 
+def hear_interrupts() -> None:
+    """A shell that starts tests in the background has them ignore Ctrl-C, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_follows_a_run_and_stops_at_an_interrupt(tmp_path: Path) -> None:
     run = start(tmp_path / "run")
     command = [sys.executable, "-m", "threefold.cli", "view", str(run.path), "--watch", "--interval", "0.2"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    ) as process:
         try:
             assert process.stderr is not None
             assert "looking again every 0.2 s" in process.stderr.readline()
