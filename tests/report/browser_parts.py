@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,20 @@ def resize(browser: Any, width: int, height: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
+def wait_for(browser: Any, script: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not browser.execute_script(f"return {script}"):
+        assert time.monotonic() < end, f"not within {seconds} s: {script}"
+        time.sleep(0.05)
+
+
 def load(browser: Any, path: Path, part: str = "") -> None:
     """Open a report anew, at one of its pages."""
+    browser.set_page_load_timeout(60)  # a page takes a second; the default is five minutes
     browser.get("about:blank")  # or a change of the fragment alone would not load it
     browser.get(path.as_uri() + part)
+    # On a busy machine the driver can return before the page's own script has run.
+    wait_for(browser, "location.protocol === 'file:' && document.readyState === 'complete'")
 
 
 def open_part(browser: Any, name: str) -> None:

@@ -27,6 +27,7 @@ from browser_parts import (
     screenshot,
     show_at,
     shown,
+    wait_for,
 )
 from care_runs import care_episode, write_bank, write_care_run, write_swap
 from run_parts import make_metrics, write_study
@@ -179,13 +180,6 @@ def test_without_a_script_everything_is_there_to_read(browser: Any, report: Path
 
 
 # A page that follows its run
-
-
-def wait_for(browser: Any, script: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not browser.execute_script(f"return {script}"):
-        assert time.monotonic() < end, f"not within {seconds} s: {script}"
-        time.sleep(0.05)
 
 
 def hold(browser: Any) -> None:

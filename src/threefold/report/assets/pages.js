@@ -55,7 +55,7 @@ if (parts.length) {
   showPart();
   // The browser goes to the page's own place, below the title; it shall begin at the top.
   addEventListener("load", () => {
-    if (!history.state?.place && partOf(location.hash).id === location.hash.slice(1)) scrollTo(0, 0);
+    if (!kept && partOf(location.hash).id === location.hash.slice(1)) scrollTo(0, 0);
   });
 }
 
@@ -89,8 +89,19 @@ function restore(kept) {
   scrollTo(0, kept.y);
 }
 
-addEventListener("beforeunload", () => history.replaceState({ place: place() }, "")); // at pagehide it is too late
-if (history.state?.place) restore(history.state.place);
+// Kept beside the page and not in its history: an entry that changes while the page is left can stop the next load.
+const drawer = `threefold place ${location.pathname}`;
+const cameBack = ["reload", "back_forward"].includes(performance.getEntriesByType("navigation")[0]?.type);
+
+function lastPlace() {
+  try { return JSON.parse(sessionStorage.getItem(drawer)); } catch { return null; } // storage can be forbidden
+}
+
+addEventListener("pagehide", () => {
+  try { sessionStorage.setItem(drawer, JSON.stringify(place())); } catch { /* the next load begins at the top */ }
+});
+const kept = cameBack ? lastPlace() : null;
+if (kept) restore(kept);
 
 const seconds = Number(document.documentElement.dataset.reload);
 if (seconds > 0) {
