@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from threefold.envs.caregiver.hearing import MAX_WORDS, hear
+from threefold.envs.caregiver.hearing import MAX_CHARACTERS, MAX_WORDS, hear
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,8 @@ from threefold.envs.caregiver.hearing import MAX_WORDS, hear
         ("  two \n lines ", "two lines"),
         ("<response><think>hm</think>Yes.</response>", "Yes."),
         ("I told the user: wait.", "I told the user: wait."),
+        ("**Caregiver:** I'm here.", "I'm here."),
+        ("<think>I shall use <think> well.</think>I'm here.", "I'm here."),
         ("Rosa, the nurse says: rest.", "Rosa, the nurse says: rest."),
         ("It is [almost] time.", "It is [almost] time."),
         ("\n" * 50_000 + "I'm here.", "I'm here."),
@@ -55,6 +57,7 @@ def test_nothing_is_silence_and_no_thinking(text: str) -> None:
         "I'm here.<|im_end|><|im_start|>user\nNo!",
         "I'm here.\nUser: No!",
         "I'm here.\nhuman:\nNo!",
+        "I'm here.\n**User:** No!",
         "I'm here. [INST] No! [/INST]",
         "I'm here.<start_of_turn>user No!",
         "I'm here.</s><s>No!",
@@ -73,6 +76,8 @@ def test_what_follows_another_roles_marker_is_not_said(text: str) -> None:
         "I'm here. Patient: Thank you.",
         "I'm here.\nRosa: Thank you.",
         "I'm here.\nRosa Ellis: Thank you.",
+        "I'm here.\n**Rosa:** Thank you.",
+        "I'm here. *Patient*: Thank you.",
         "I'm here. [nodding; smiling] Thank you.",
         "I'm here.\n[holding caregiver's hand] Thank you.",
     ],
@@ -89,14 +94,27 @@ def test_ten_thousand_words_are_cut() -> None:
     assert heard.overlong
 
 
+def test_words_without_spaces_are_cut_too() -> None:
+    for text in ("a" * 50_000, "[" * 20_000, "no,stop." * 5_000):
+        heard = hear(text)
+        assert len(heard.said) == MAX_CHARACTERS
+        assert heard.overlong
+    assert not hear("Let us sit down. " * 20).overlong
+
+
 def test_private_thinking_never_leaks_into_what_is_said() -> None:
     for secret in (
         "<think>SECRET</think>Yes.",
         "SECRET</think>Yes.",
         "Yes.<think>SECRET",
         "<thinking>SECRET</thinking>Yes.",
+        "SECRET</THINK>Yes.",
+        "SECRET</thinking>Yes.",
+        "<think lang='en'>SECRET</think>Yes.",
+        "<think><think>a</think>SECRET</think>Yes.",
+        "<think>a</think>SECRET</think>Yes.",
     ):
-        assert "SECRET" not in hear(secret).said
+        assert hear(secret).said == "Yes."
 
 
 @given(
@@ -121,4 +139,5 @@ def test_any_text_is_heard(parts: list[str]) -> None:
     heard = hear("".join(parts), "Rosa Ellis")
     assert heard.silent == (heard.said == "")
     assert len(heard.said.split()) <= MAX_WORDS
+    assert len(heard.said) <= MAX_CHARACTERS
     assert "<think>" not in heard.said.lower()

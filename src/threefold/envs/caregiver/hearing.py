@@ -7,7 +7,8 @@ produce all of them.
     nothing, or an end token       nothing is said aloud
     another role's markers         the words before the marker are said aloud, the rest is dropped
     a patient's line, imitated     likewise
-    more than MAX_WORDS words      the patient hears the first MAX_WORDS
+    more than MAX_WORDS words      the patient hears the first MAX_WORDS, and of words without spaces between
+                                   them the first MAX_CHARACTERS characters
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from threefold.envs.caregiver.labels import default_lookup
 
 MAX_WORDS = 120
 """About three times what the prompt allows; who listens to more loses the thread."""
+MAX_CHARACTERS = 1200
+"""Ten for each of these words: a model may write ten thousand tokens without a space."""
 
+_MARK = r"[ \t*_]*"
+"""Spaces, and the signs with which models print names in bold."""
 _ROLE = re.compile(
     r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    r"|(?:^|\n)[ \t]*(?:system|user|human|assistant|tool)[ \t]*(?::|\n)",
+    rf"|(?:^|\n){_MARK}(?:system|user|human|assistant|tool){_MARK}(?::|\n)",
     re.IGNORECASE,
 )
-_SPEAKER = re.compile(r"^\s*(?:assistant|caregiver|carer|nurse|response)\s*:\s*", re.IGNORECASE)
-_THINK = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.IGNORECASE | re.DOTALL)
+_SPEAKER = re.compile(r"^[\s*_]*(?:assistant|caregiver|carer|nurse|response)[ \t*_]*:[\s*_]*", re.IGNORECASE)
+_THINK = re.compile(r"<(/?)think(?:ing)?\b[^<>]*>", re.IGNORECASE)
 _RESPONSE = re.compile(r"<response>(.*?)(?:</response>|<response>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"</?(?:think|thinking|response)>?", re.IGNORECASE)
 _CUES = re.compile(r"\[([^\]\n]{2,160})\]")
@@ -45,7 +50,7 @@ class Heard:
     imitates_patient: bool = False
     """It went on to speak as the patient."""
     overlong: bool = False
-    """More than `MAX_WORDS` words."""
+    """More than `MAX_WORDS` words or `MAX_CHARACTERS` characters."""
 
     @property
     def silent(self) -> bool:
@@ -63,11 +68,8 @@ def hear(text: str, patient_name: str = "") -> Heard:
     Private thinking goes first, whatever it holds. Then, where there is a <response>, only its content
     counts. Then what follows a marker of another role, or a line as the patient, is cut off.
     """
-    head, closed, rest = text.rpartition("</think>")
-    if closed and "<think" not in head.lower():
-        text = rest  # templates that open the thinking themselves leave only its end to be seen
-    spoken = _THINK.sub(" ", text)
-    had_thinking = bool(closed) or spoken != text
+    spoken = _without_thinking(text)
+    had_thinking = spoken != text
     response = _RESPONSE.search(spoken)
     if response:
         spoken = response.group(1)
@@ -79,15 +81,40 @@ def hear(text: str, patient_name: str = "") -> Heard:
     if imitation is not None:
         spoken = spoken[:imitation]
     words = spoken.split()
-    overlong = len(words) > MAX_WORDS
-    said = " ".join(words[:MAX_WORDS])
+    whole = " ".join(words)
+    said = " ".join(words[:MAX_WORDS])[:MAX_CHARACTERS].rstrip()
     return Heard(
         said,
         only_thinking=not said and had_thinking,
         other_role=role is not None,
         imitates_patient=imitation is not None,
-        overlong=overlong,
+        overlong=said != whole,
     )
+
+
+def before_markers(text: str) -> str:
+    """The text up to the first marker of another role: what may stand in somebody else's context."""
+    role = _ROLE.search(text)
+    return text[: role.start()] if role else text
+
+
+def _without_thinking(text: str) -> str:
+    """The text outside of <think> ... </think>; what no tag closes is private to the end.
+
+    A closing tag that nothing opened makes all before it private: templates that open the thinking themselves
+    leave only its end to be seen, and of thinking within thinking the inner end comes first.
+    """
+    aloud: list[str] = []
+    start, private = 0, False
+    for tag in _THINK.finditer(text):
+        if tag[1] and not private:
+            aloud.clear()
+        elif not private:
+            aloud.append(text[start : tag.start()])
+        private, start = not tag[1], tag.end()
+    if not private:
+        aloud.append(text[start:])
+    return " ".join(aloud)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -95,11 +122,11 @@ def _speaks_as(name: str) -> re.Pattern[str]:
     names = ["patient", "resident", *re.findall(r"\w+", name), name]
     alternatives = "|".join(re.escape(part) for part in names if part)
     # Spaces and tabs only: \s here would take quadratic time over thousands of empty lines.
-    return re.compile(rf"(?:^|\n|(?<=[.?!]\s))[ \t]*(?:{alternatives})[ \t]*:", re.IGNORECASE)
+    return re.compile(rf"(?:^|\n|(?<=[.?!]\s)){_MARK}(?:{alternatives}){_MARK}:", re.IGNORECASE)
 
 
 def _imitation(text: str, patient_name: str) -> int | None:
-    """Where the text begins to speak as the patient: "Patient: ...", "Rosa: ...", "[frowning] ..."."""
+    """Where the text begins to speak as the patient: "Patient: ...", "**Rosa:** ...", "[frowning] ..."."""
     speaks = _speaks_as(patient_name).search(text)
     starts = [speaks.start()] if speaks else []
     labels = default_lookup().labels
