@@ -164,6 +164,7 @@ def test_scenarios_survive_a_file(tmp_path: Path) -> None:
         ({"hazards": "fire"}, r"line 2: 'hazards' is a list of texts"),
         ({"age": "old"}, r"line 2: the age is 'old'"),
         ({"opening": " "}, r"line 2: the opening is empty"),
+        ({"name": ""}, r"line 2: the name is empty"),
         ({"openning": "Hi"}, r"line 2: unknown field 'openning': did you mean 'opening'\?"),
         ({"name": None}, r"line 2: 'name' is a text"),
     ],
@@ -176,11 +177,18 @@ def test_a_bad_scenario_is_refused(tmp_path: Path, change: dict[str, object], me
         load_scenarios(path)
 
 
-@pytest.mark.parametrize("field", ["id", "subtype", "opening", "opening_labels", "truth"])
+@pytest.mark.parametrize("field", ["id", "subtype", "opening", "opening_labels", "truth", "hazards"])
 def test_a_missing_field_is_refused(tmp_path: Path, field: str) -> None:
     path = tmp_path / "s.jsonl"
     data = dataclasses.asdict(ALL[0])
     del data[field]
     path.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(ValueError, match=f"line 1: the field '{field}' is missing"):
+        load_scenarios(path)
+
+
+def test_bytes_that_are_no_text_are_refused_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(json.dumps(dataclasses.asdict(ALL[0])).encode() + b"\n\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"s\.jsonl, line 2: not JSON"):
         load_scenarios(path)

@@ -141,19 +141,24 @@ def load_scenarios(path: str | Path) -> tuple[Scenario, ...]:
     """Read scenarios from JSONL.
 
     Raises:
-        ValueError: A line is no JSON, lacks a field or has one too many, names an unknown subtype, task,
-            conflict or label, or repeats an id; the message gives file, line and the nearest name.
+        ValueError: A line is no JSON, lacks a field (the memories alone may be left out) or has one too many,
+            names an unknown subtype, task, conflict or label, or repeats an id; the message gives file, line
+            and the nearest name.
     """
     scenarios: dict[str, Scenario] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.strip():
                 continue
             where = f"{path}, line {number}"
             try:
-                data = json.loads(text)
+                data = json.loads(raw.decode("utf-8"))
             except ValueError as error:
                 raise ValueError(f"{where}: not JSON: {error}") from error
+            if isinstance(data, Mapping) and "hazards" not in data:
+                raise ValueError(
+                    f"{where}: the field 'hazards' is missing; give [] where nothing here is unsafe in itself"
+                )
             scenario = from_fields(data, where)
             if scenario.id in scenarios:
                 raise ValueError(f"{where}: the id {scenario.id!r} stands there twice")
@@ -193,8 +198,10 @@ def from_fields(data: Any, where: str = "scenario") -> Scenario:
             default_lookup().row(label)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
-    if not values["opening"].strip():
-        raise ValueError(f"{where}: the opening is empty, the patient speaks first")
+    for name in ("id", "name", "setting", "opening", "truth"):
+        if not values[name].strip():
+            why = ", the patient speaks first" if name == "opening" else ""
+            raise ValueError(f"{where}: the {name} is empty{why}")
     return Scenario(**values)
 
 
