@@ -302,6 +302,18 @@ def test_json_is_found_alone_fenced_and_after_thinking(text: str) -> None:
     assert find_json(text) == {"a": {"b": 1}}
 
 
+def test_json_that_no_file_could_take_is_made_whole() -> None:
+    """Half a character is one to JSON, and to no encoding."""
+    assert find_json('{"a": ["\\ud83d", {"\\udc00": "\\ud83d\\ude00"}]}') == {"a": ["?", {"?": "\U0001f600"}]}
+
+
+@pytest.mark.parametrize("garbage", ["{" * 1_000_000, '{"a":' * 200_000, "{ " * 500_000])
+def test_garbage_of_any_length_is_no_json(garbage: str) -> None:
+    with pytest.raises(ValueError, match="no JSON object"):
+        find_json(garbage)
+    assert find_json(garbage + 'x {"a": 1}') == {"a": 1}
+
+
 @given(st.text())
 def test_finding_json_raises_nothing_but_value_errors(text: str) -> None:
     try:

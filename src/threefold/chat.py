@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -282,20 +283,30 @@ def ask_json(
     return Asked(None, attempts, error)
 
 
+LONGEST_JSON = 50_000
+"""Characters of an answer, from its end, in which JSON is looked for: far more than a rubric or a skill
+needs, and few enough that no garbage takes long to read."""
+_OBJECT = re.compile(r"\{(?=\s*[\"}])")
+"""Where an object may begin."""
+
+
 def find_json(text: str) -> dict[str, Any]:
     """The last whole JSON object of a text: alone, in a code fence, or after a model's thinking.
+
+    Escapes that are half a character ("\\ud800") become "?": they could be written to no file.
 
     Raises:
         ValueError: There is none.
     """
+    text = text[-LONGEST_JSON:]
     decoder, found, position = json.JSONDecoder(), None, 0
-    while (start := text.find("{", position)) >= 0:
+    while match := _OBJECT.search(text, position):
         try:
-            value, position = decoder.raw_decode(text, start)
+            value, position = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
-            position = start + 1
+            position = match.end()
             continue
         found = value
     if found is None:
         raise ValueError(f"there is no JSON object in {text[:80]!r}.")
-    return found
+    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", errors="replace"))

@@ -10,7 +10,10 @@ What goes wrong, and what becomes of it (each counted in `PatientReply.repaired`
 * an answer that cannot be read: asked again, telling what was wrong, up to `attempts`;
 * an unknown label: the nearest of the 34 where one is near, else left out;
 * a second label of a channel: left out (a person shows one at a time);
-* a long speech: cut at `MOST_WORDS` words; an empty one: "...", not counted, silence is an answer;
+* a long speech: cut at `MOST_WORDS` words or `MOST_CHARACTERS` characters; an empty one: "...", not counted,
+  silence is an answer;
+* markers of another role ("<|im_start|>", "Assistant:"): the words before them, so that a patient cannot open
+  a turn in the caregiver's context;
 * every attempt failed, or the endpoint gave up: the patient stays as it was, with the words and labels of its
   last reply, so D and R do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost.
   Environments mark such episodes.
@@ -35,12 +38,15 @@ from typing import Any
 
 from threefold.chat import Chat, Request, ask_json
 from threefold.envs.caregiver.dialogue import PatientReply, Scenario
+from threefold.envs.caregiver.hearing import before_markers
 from threefold.envs.caregiver.judging import Prompt
 from threefold.envs.caregiver.labels import CHANNELS, Lookup, default_lookup
 from threefold.envs.caregiver.subtypes import ICF_B126, Subtype, subtype
 
 VERSION = "1"
 MOST_WORDS = 60
+MOST_CHARACTERS = 600
+"""Ten for each of these words: an answer may be one word without end."""
 LONGEST_TURN = 1500
 """Characters of a caregiver turn that the patient is shown."""
 REACHABLE = 0.5
@@ -99,7 +105,7 @@ class LLMPatient:
         self._schema = _schema(self._lookup)
         self.counts: Counter[str] = Counter()
         """Since the patient was made: "answers", "unreadable", "faults", "unknown_label", "extra_label",
-        "cut_short"."""
+        "other_role", "cut_short"."""
 
     def open(self, scenario: Scenario, seed: int) -> PatientReply:
         """The annotated opening of the scenario; no model is asked."""
@@ -174,12 +180,16 @@ class LLMPatient:
         for name in ("accepts", "leaves"):
             if not isinstance(answer.get(name, False), bool):
                 raise ValueError(f'"{name}" has to be true or false.')
-        words = utterance.removeprefix("Patient:").removeprefix("You:").split()
         kept, mended = self._mend(labels)
-        if len(words) > MOST_WORDS:
-            words, mended["cut_short"] = words[:MOST_WORDS], 1
+        own = before_markers(utterance)
+        if own != utterance:
+            mended["other_role"] = 1
+        words = own.removeprefix("Patient:").removeprefix("You:").split()
+        said = " ".join(words[:MOST_WORDS])[:MOST_CHARACTERS].rstrip()
+        if said != " ".join(words):
+            mended["cut_short"] = 1
         return _Answer(
-            " ".join(words) or "...",
+            said or "...",
             kept,
             answer.get("accepts", False),
             answer.get("leaves", False),
