@@ -90,6 +90,13 @@ def test_scenarios_of_ones_own(tmp_path) -> None:
     [
         ({"patient": "demma"}, "patient is 'demma': one of rules, endpoint"),
         ({"turns": 0}, "at least one turn"),
+        ({"turns": "four"}, "turns is a whole number, got 'four'"),
+        ({"perturb": "half"}, "perturb is a number, got 'half'"),
+        ({"short_prompt": "no"}, "short_prompt is true or false, got 'no'"),
+        ({"subtypes": "FTD-bv"}, "subtypes is a list of names, got 'FTD-bv'"),
+        ({"scenarios": 3}, "scenarios is a path, got 3"),
+        ({"patient": "endpoint", "patient_endpoint": "http://x"}, "patient_endpoint is settings by name"),
+        ({"words": 0}, "words is the most words of a reply, got 0"),
         ({"perturb": 1.5}, r"a share in \[0, 1\)"),
         ({"unsafe_share": 2}, "unsafe_share is a share"),
         ({"hold_out_subtypes": ["FTD-vb"]}, "FTD-bv"),

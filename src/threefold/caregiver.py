@@ -109,6 +109,18 @@ class CaregiverDialogues:
                 be used, or an endpoint does not answer; the message names it.
             OSError: A file cannot be read.
         """
+        _check_kinds(
+            whole={"turns": turns, "patient_seed": patient_seed, "words": words},
+            number={"perturb": perturb, "unsafe_share": unsafe_share, "ordinary_share": ordinary_share},
+            switch={
+                "short_prompt": short_prompt,
+                "thinking": thinking,
+                "stop_on_violation": stop_on_violation,
+            },
+            text={"scenarios": scenarios, "test_scenarios": test_scenarios},
+            names={"subtypes": subtypes, "hold_out_subtypes": hold_out_subtypes},
+            settings={"patient_endpoint": patient_endpoint, "judge_endpoint": judge_endpoint},
+        )
         for name, value in (("patient", patient), ("judge", judge), ("safety", safety)):
             if value not in get_args(Who):
                 raise ValueError(f"{name} is {value!r}: one of {', '.join(get_args(Who))}")
@@ -117,6 +129,8 @@ class CaregiverDialogues:
         for name, share in (("unsafe_share", unsafe_share), ("ordinary_share", ordinary_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share in [0, 1], got {share}")
+        if words is not None and words < 1:
+            raise ValueError(f"words is the most words of a reply, got {words}: give at least 1")
         self._unsafe_share, self._ordinary_share = unsafe_share, ordinary_share
         self._turns, self._words = turns, words
         self._short_prompt, self._thinking = short_prompt, thinking
@@ -224,6 +238,29 @@ class CaregiverDialogues:
         chat = self._judge_chat
         model = LLMJudge(chat, concurrency=self._judge_width) if chat is not None else rules
         return Combined(model if judge == "endpoint" else rules, model if safety == "endpoint" else rules)
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "whole": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "number": ("a number", lambda v: isinstance(v, int | float) and not isinstance(v, bool)),
+    "switch": ("true or false", lambda v: isinstance(v, bool)),
+    "text": ("a path", lambda v: isinstance(v, str)),
+    "names": (
+        "a list of names",
+        lambda v: isinstance(v, Sequence) and not isinstance(v, str) and all(isinstance(n, str) for n in v),
+    ),
+    "settings": ("settings by name", lambda v: isinstance(v, Mapping)),
+}
+"""Kind of option -> how it is called, and whether a value is of it."""
+
+
+def _check_kinds(**options: Mapping[str, Any]) -> None:
+    """Refuse options of another kind, as a recipe may hold them; None is one that was left out."""
+    for kind, values in options.items():
+        wanted, fits = _KINDS[kind]
+        for name, value in values.items():
+            if value is not None and not fits(value):
+                raise ValueError(f"{name} is {wanted}, got {value!r}")
 
 
 def _only(scenarios: Iterable[Scenario], subtypes: Sequence[str]) -> tuple[Scenario, ...]:
