@@ -9,6 +9,7 @@ import pytest
 
 from threefold.envs.caregiver import rules as module
 from threefold.envs.caregiver.acts import Act
+from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.rules import KINDS, default_rules, load_rules, review_sheet
 
 SHIPPED = Path(module.__file__).with_name("rules.yaml").read_text(encoding="utf-8")
@@ -69,14 +70,20 @@ def test_a_bad_table_is_refused(tmp_path: Path, old: str, new: str, message: str
         load_rules(path)
 
 
-def test_the_review_sheet_has_every_label_act_constant_and_subtype(tmp_path: Path) -> None:
-    rules = default_rules()
+def test_the_review_sheet_has_every_label_keyword_act_constant_and_subtype(tmp_path: Path) -> None:
+    rules, lookup = default_rules(), default_lookup()
     count = review_sheet(tmp_path / "rules.csv")
-    assert count == 34 + len(rules.effects) + len(rules.constants) + 9
+    keywords = len(lookup.distress_keywords) + len(lookup.refusal_keywords)
+    assert count == 34 + keywords + len(rules.effects) + len(rules.constants) + 9
     with open(tmp_path / "rules.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == count
     assert any(row["rule"] == "elderspeak" and "Williams 2009" in row["evidence or meaning"] for row in rows)
+    by_name = {row["rule"]: row["value"] for row in rows}
+    assert by_name["leave me alone"] == "D +1"
+    # What moves the resting levels of a subtype is there to be disagreed with too.
+    for said in ("emotional stability -3", "visual hallucinations 0.75", "shows more often: staring blankly"):
+        assert said in by_name["DLB"]
     review_sheet(tmp_path / "rules.md")
     lines = (tmp_path / "rules.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) == count + 2

@@ -122,7 +122,7 @@ def _speaks_as(name: str) -> re.Pattern[str]:
     names = ["patient", "resident", *re.findall(r"\w+", name), name]
     alternatives = "|".join(re.escape(part) for part in names if part)
     # Spaces and tabs only: \s here would take quadratic time over thousands of empty lines.
-    return re.compile(rf"(?:^|\n|(?<=[.?!]\s)){_MARK}(?:{alternatives}){_MARK}:", re.IGNORECASE)
+    return re.compile(rf"(?:^|\n|(?<=[.?!\]]\s)){_MARK}(?:{alternatives}){_MARK}:", re.IGNORECASE)
 
 
 def _imitation(text: str, patient_name: str) -> int | None:

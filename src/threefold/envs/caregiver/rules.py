@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from threefold.envs.caregiver.acts import Act
-from threefold.envs.caregiver.labels import Lookup, default_lookup
-from threefold.envs.caregiver.subtypes import SUBTYPES
+from threefold.envs.caregiver.labels import Keyword, Lookup, default_lookup
+from threefold.envs.caregiver.subtypes import ICF_B126, SUBTYPES
 
 QUANTITIES = ("distress", "resistance", "trust", "attachment")
 KINDS = ("measured", "direction", "design")
@@ -157,17 +157,30 @@ def _review_rows(rules: Rules, lookup: Lookup) -> Iterator[tuple[str, str, str, 
     for label in lookup.labels.values():
         value = f"D {label.distress:+d}, R {label.resistance}"
         yield f"label ({lookup.version})", f"{label.channel}: {label.name}", value, "paper", label.source
+    part = f"keyword ({lookup.version})"
+    for keyword in lookup.distress_keywords:
+        yield part, keyword.phrase, "D +1", "paper", f"App. B.2{_exceptions(keyword)}"
+    for keyword in lookup.refusal_keywords:
+        yield part, keyword.phrase, "R at least 2", "design", f"the paper prints none{_exceptions(keyword)}"
     for act, effect in rules.effects.items():
         value = ", ".join(f"{quantity} {getattr(effect, quantity):+g}" for quantity in QUANTITIES)
         yield f"act ({rules.version})", act.value, value, effect.kind, effect.evidence
     for name, constant in rules.constants.items():
         yield f"constant ({rules.version})", name, f"{constant.value:g}", constant.kind, constant.meaning
     for s in SUBTYPES.values():
+        temperament = ", ".join(f"{name} {value:+d}" for name, value in zip(ICF_B126, s.icf, strict=True))
+        symptoms = ", ".join(f"{name} {rate:g}" for name, rate in s.rates.items())
         value = (
+            f"{temperament}; {symptoms}; shows more often: {', '.join(s.habits)}; "
             f"old memories {s.remote_gate:g}, cues {s.cue_gain:g}, retention {s.retention:g}, language load "
             f"{s.language_load:g}, fluctuation {s.fluctuation:g}, lability {s.lability:g}"
         )
         yield "subtype", s.name, value, "design", f"after DemMA: {s.memory}; cues: {s.cues}; {s.speech}"
+
+
+def _exceptions(keyword: Keyword) -> str:
+    words = {"after": keyword.not_after, "before": keyword.not_before}
+    return "".join(f"; not {where} {', '.join(listed)}" for where, listed in words.items() if listed)
 
 
 def _parse(text: str, source: str) -> Rules:
