@@ -59,6 +59,7 @@ def test_examples(labels: list[str], utterance: str, expected: tuple[int, int]) 
         "I don't know.",
         "Is this the bus stop?",
         "They never stop by any more.",
+        "We could stop off at the bakery.",
         "Don't stop, that is lovely.",
         "No problem.",
         "There is no milk.",
@@ -112,6 +113,8 @@ def test_an_edited_copy_can_be_loaded(tmp_path: Path) -> None:
         ("channel: sound, distress: 3", "channel: smell, distress: 3", "label 1: unknown channel 'smell'"),
         ("resistance: 3", "resistance: 4", "the resistance tier is 4, use 0 to 3"),
         ("label: sighing", "label: crying", "'crying' stands there twice"),
+        ('[by, "off", in', "[by, off, in", "the keyword 'stop' has False, which is no text"),
+        ('phrase: "no"', "phrase: no", "the keyword False has False, which is no text"),
         ("refusal_keywords:", "refusals:", "the part 'refusal_keywords' is missing"),
     ],
 )

@@ -185,8 +185,11 @@ def _keyword(entry: Any, source: str) -> Keyword:
         "not_before",
     }:
         raise ValueError(f"{source}: a keyword has `phrase`, `not_after` and `not_before`, got {entry!r}")
-    return Keyword(
-        plain(str(entry["phrase"])),
-        tuple(map(str, entry.get("not_after", ()))),
-        tuple(map(str, entry.get("not_before", ()))),
-    )
+    exceptions = [tuple(entry.get(name, ())) for name in ("not_after", "not_before")]
+    for words in (entry["phrase"], *exceptions[0], *exceptions[1]):
+        if not isinstance(words, str):
+            raise ValueError(
+                f"{source}: the keyword {entry['phrase']!r} has {words!r}, which is no text; YAML reads a "
+                "bare no, yes, on or off as true or false, so write it in quotes"
+            )
+    return Keyword(plain(entry["phrase"]), *exceptions)
