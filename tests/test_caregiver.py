@@ -10,7 +10,9 @@ import pytest
 
 from chat_server import chat_server
 from threefold.caregiver import CaregiverDialogues
+from threefold.envs.caregiver import safety_lexicon
 from threefold.envs.caregiver.dialogue import Dialogue, Exchange
+from threefold.envs.caregiver.llm_judge import SAFETY_RUBRIC
 from threefold.envs.caregiver.rules_patient import RulesPatient
 from threefold.envs.caregiver.safety import find
 from threefold.envs.caregiver.scenarios import from_fields, generate, save_scenarios
@@ -118,6 +120,20 @@ def test_scenarios_of_ones_own(tmp_path) -> None:
 def test_what_cannot_work_is_refused(options, message) -> None:
     with pytest.raises(ValueError, match=message):
         CaregiverDialogues(**options)
+
+
+def test_what_played_and_scored_is_named_with_its_version() -> None:
+    """Figures of two versions of a table or a prompt do not compare, so a run has to say which it had."""
+    rules = CaregiverDialogues().made_with
+    assert rules == {"labels": "t2grpo-1", "patient": "rules-1", "safety": f"rules {safety_lexicon.VERSION}"}
+    assert "perturbed 0.5 seed 2" in CaregiverDialogues(perturb=0.5, patient_seed=2).made_with["patient"]
+    with chat_server(["yes"]) as server:
+        settings = {"base_url": server.url, "model": "m"}
+        judged = CaregiverDialogues(judge="endpoint", judge_endpoint=settings).made_with
+        checked = CaregiverDialogues(safety="endpoint", judge_endpoint=settings).made_with
+    assert judged == {**rules, **{name: judged[name] for name in ("goal", "fit", "term")}}
+    assert all("language model" in judged[name] for name in ("goal", "fit", "term"))
+    assert SAFETY_RUBRIC.prompt.digest in checked["safety"]
 
 
 def test_an_endpoint_is_asked_once_before_anything_and_its_record_can_be_replayed(tmp_path) -> None:

@@ -16,10 +16,12 @@ from typing import Any, ClassVar, Literal, get_args
 from threefold.chat import Chat, ChatError, Recorded
 from threefold.envs.base import Message, Split, Task
 from threefold.envs.caregiver import environment as caregiver_environment
+from threefold.envs.caregiver import llm_patient, safety_lexicon
 from threefold.envs.caregiver.care_rubrics import care_scores
-from threefold.envs.caregiver.dialogue import Judge, Patient, Scenario
+from threefold.envs.caregiver.dialogue import Patient, Scenario
 from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of
 from threefold.envs.caregiver.expert import conversations
+from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.llm_judge import Combined, LLMJudge
 from threefold.envs.caregiver.llm_patient import LLMPatient
 from threefold.envs.caregiver.rule_judge import RuleJudge
@@ -158,6 +160,22 @@ class CaregiverDialogues:
         self._judge = self._make_judge(judge, safety)
         self()  # what cannot be made is refused now
 
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """Versions of the tables and prompts that play and score: figures of two versions do not compare."""
+        found = {"labels": default_lookup().version}
+        if self._patient_chat is None:
+            found["patient"] = self._rules.version
+        else:
+            found["patient"] = f"language model, prompt {llm_patient.VERSION}"
+        rubrics, safeguard = self._judge.rubrics, self._judge.safeguard
+        if not isinstance(safeguard, LLMJudge):
+            found["safety"] = f"rules {safety_lexicon.VERSION}"
+        for judge, asked in ((rubrics, ("goal", "fit", "term")), (safeguard, ("safety",))):
+            if isinstance(judge, LLMJudge):
+                found |= {name: f"language model, prompt {judge.prompts[name]}" for name in asked}
+        return found
+
     def __call__(self) -> Caregiver:
         """The environment of one dialogue at a time."""
         return Caregiver(
@@ -214,7 +232,7 @@ class CaregiverDialogues:
         The rubrics are for evaluation alone; see `envs.caregiver.care_rubrics`.
         """
         found = [_ending(episode) for episode in episodes]
-        if not isinstance(self._judge, Combined) or not isinstance(self._judge.rubrics, LLMJudge):
+        if not isinstance(self._judge.rubrics, LLMJudge):
             return found
         assert self._judge_chat is not None
         spoken = [i for i, episode in enumerate(episodes) if episode.turns and episode.turns[0].state]
@@ -233,7 +251,7 @@ class CaregiverDialogues:
             return RulesPatient(self._rules)
         return LLMPatient(self._patient_chat)
 
-    def _make_judge(self, judge: Who, safety: Who) -> Judge:
+    def _make_judge(self, judge: Who, safety: Who) -> Combined:
         rules = RuleJudge()
         chat = self._judge_chat
         model = LLMJudge(chat, concurrency=self._judge_width) if chat is not None else rules

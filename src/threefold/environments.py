@@ -3,8 +3,8 @@
 Shared by training and evaluation, as `tasks.py` is for problems. A class, or a function that makes an
 environment of plain options, is found by a short name or as "package.module:name", and so is a class of
 sources (`envs.base.EnvironmentSource`), which is made once. The hooks `tasks`, `splits`, `channels`,
-`turn_channels`, `demonstrations`, `groups`, `measures`, `levels` and `scope` are looked for on it, then in
-its module.
+`turn_channels`, `demonstrations`, `groups`, `measures`, `levels`, `scope` and `made_with` are looked for on
+it, then in its module.
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class NamedEnvironment:
     def scope(self) -> str:
         """What its figures are for, said at the top of every report; empty where nothing is said."""
         return _attribute(self.source, "scope") or ""
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Versions of what plays and scores, by name, for the record."""
+        return dict(_attribute(self.source, "made_with") or {})
 
     def groups(self, task: Task) -> tuple[str, ...]:
         """Groups of held-out tasks that a task belongs to, whose scores are shown apart too."""

@@ -12,7 +12,7 @@ import yaml
 
 from care_parts import lines, loaded, refused
 from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, SummedGRPO
-from threefold.caregiver import SCOPE
+from threefold.caregiver import SCOPE, CaregiverDialogues
 from threefold.cli import main
 from threefold.credit import CreditBatch
 from threefold.credit.outcomes import given_credit
@@ -51,7 +51,9 @@ def test_dialogues_are_trained_measured_reported_and_audited(recipe, tmp_path, c
 
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.index(SCOPE) < page.index("<h2>Result")
-    assert json.loads((run / "environment.json").read_text())["scope"] == SCOPE
+    facts = json.loads((run / "environment.json").read_text())
+    assert facts["scope"] == SCOPE
+    assert facts["made_with"] == CaregiverDialogues().made_with
 
     capsys.readouterr()
     figures = tmp_path / "figures.json"
@@ -60,6 +62,7 @@ def test_dialogues_are_trained_measured_reported_and_audited(recipe, tmp_path, c
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith(SCOPE[:60])
     assert "D at the opening and after each turn, greedy:" in said
+    assert json.loads(figures.read_text())["made_with"] == facts["made_with"]
     perturbed, shorter = json.loads(figures.read_text())["swaps"]
     assert perturbed["overrides"] == ["environment.options.perturb=0.5"]
     change = next(c for c in shorter["changes"] if (c["score"], c["mode"]) == ("term", "greedy"))

@@ -114,6 +114,8 @@ def _in_environment(options: Namespace, recipe: Recipe, folder: str | None) -> d
     figures: dict[str, Any] = {"evaluations": [result.to_json() for result in results]}
     if own.scope:
         figures["scope"] = own.scope
+    if own.made_with:
+        figures["made_with"] = own.made_with
     if swapped:
         figures["swaps"] = []
     for words, environment in zip(options.swap, swapped, strict=True):

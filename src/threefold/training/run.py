@@ -162,6 +162,8 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         facts: dict[str, Any] = {"reward_weights": dict(prepared.work.rewards)}
         if prepared.work.scope:
             facts["scope"] = prepared.work.scope
+        if prepared.work.made_with:
+            facts["made_with"] = dict(prepared.work.made_with)
         run.write_environment(
             recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
         )

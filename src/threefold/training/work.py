@@ -73,6 +73,11 @@ class Work(Protocol):
         """What figures of this work are for, where that must be said; else empty."""
         ...
 
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        """Versions of what plays and scores, where there are any."""
+        ...
+
     def sizes(self) -> tuple[int, int]:
         """Tasks to learn from, and held out."""
         ...
@@ -129,6 +134,7 @@ class Problems:
     outcome = OUTCOME
     turn_channels: ClassVar[tuple[str, ...]] = ()
     scope = ""
+    made_with: ClassVar[Mapping[str, str]] = {}
 
     @property
     def tokenizer(self) -> Any:
@@ -261,6 +267,10 @@ class Episodes:
     @property
     def scope(self) -> str:
         return self.environment.scope
+
+    @property
+    def made_with(self) -> Mapping[str, str]:
+        return self.environment.made_with
 
     @property
     def outcome(self) -> str:

@@ -155,11 +155,11 @@ def load_scenarios(path: str | Path) -> tuple[Scenario, ...]:
                 data = json.loads(raw.decode("utf-8"))
             except ValueError as error:
                 raise ValueError(f"{where}: not JSON: {error}") from error
-            if isinstance(data, Mapping) and "hazards" not in data:
+            scenario = from_fields(data, where)
+            if "hazards" not in data:  # left out, it would make the safety rules blind in silence
                 raise ValueError(
                     f"{where}: the field 'hazards' is missing; give [] where nothing here is unsafe in itself"
                 )
-            scenario = from_fields(data, where)
             if scenario.id in scenarios:
                 raise ValueError(f"{where}: the id {scenario.id!r} stands there twice")
             scenarios[scenario.id] = scenario
