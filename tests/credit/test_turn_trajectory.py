@@ -563,3 +563,26 @@ def test_weights_multiply_channels():
 
 def test_tied_share_without_company_says_nothing():
     assert tied_share(torch.tensor([[1.0, NAN]]), torch.tensor([[0, 1]])) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"normalise": "zscore"}, {"horizons": "summed"}, {"veto": None}])
+def test_whole_numbers_are_scores_too(options):
+    """Judges' points and falls of tiers are whole numbers; they may come as such."""
+    goal, fallen = torch.tensor([8, 5, 8, 2]), torch.tensor([[1, 1], [0, 1], [-1, 0], [0, 0]])
+    rest = (torch.ones(4, 2).bool(), torch.tensor([False, False, True, False]), torch.zeros(4).long())
+    whole = advantages({"goal": goal}, {"D": fallen}, *rest, **options)
+    assert torch.equal(whole, advantages({"goal": goal.float()}, {"D": fallen.float()}, *rest, **options))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_episodes_or_no_turns_get_no_credit(shape):
+    """Of a group of dialogues in which nobody came to speak, nothing is said and nothing fails."""
+    none, size = torch.zeros(shape), shape[0]
+    got = advantages(
+        {"goal": torch.full((size,), torch.nan)},
+        {"D": none},
+        none.bool(),
+        torch.zeros(size, dtype=torch.bool),
+        torch.zeros(size, dtype=torch.int64),
+    )
+    assert got.shape == shape

@@ -152,6 +152,8 @@ def cells(*keys: Tensor) -> Tensor:
 def others(values_BK: Tensor, cells_BK: Tensor) -> Tensor:
     """(B, K) number of other values in each one's cell."""
     there_BK = ~values_BK.isnan()
+    if not cells_BK.numel():
+        return there_BK.long()
     count = torch.zeros(int(cells_BK.max()) + 1, dtype=torch.int64, device=values_BK.device)
     count.index_add_(0, cells_BK.flatten(), there_BK.flatten().long())
     return count[cells_BK] - there_BK.long()

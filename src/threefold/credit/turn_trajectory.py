@@ -179,7 +179,8 @@ def parts(
     left_out_B = violation_B if exclude_violators_from_rank else torch.zeros_like(violation_B)
 
     def relative(values_B: Tensor) -> Tensor:
-        return within(values_B.masked_fill(left_out_B, torch.nan), group_B, normalise, eps=eps)
+        floats_B = values_B if values_B.is_floating_point() else values_B.float()
+        return within(floats_B.masked_fill(left_out_B, torch.nan), group_B, normalise, eps=eps)
 
     perf_B = torch.zeros(len(group_B), device=group_B.device)
     for name, scores_B in trajectory_channels.items():
