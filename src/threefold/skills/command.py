@@ -155,7 +155,8 @@ def import_skills(path: str | Path, source: str | Path) -> Iterator[str]:
     Args:
         path: A folder of versions, made where there is none. Not a run directory: a run numbers its versions
             itself, and drops those that it does not know when it is resumed.
-        source: A skill's folder, a folder of skills (such as `.claude/skills`), or SkillRL's JSON.
+        source: A skill's folder or its SKILL.md, a folder of skills (such as `.claude/skills`), or SkillRL's
+            JSON.
 
     Raises:
         SkillError: A skill of the source cannot be read, or the bank has one of its name.
@@ -195,9 +196,12 @@ def import_skills(path: str | Path, source: str | Path) -> Iterator[str]:
 def _read_source(source: Path) -> tuple[list[Skill], list[str]]:
     if source.suffix == ".json":
         return read_skillrl(source)
+    if source.name == "SKILL.md" and source.is_file():
+        source = source.resolve().parent
     folders = [source] if (source / "SKILL.md").is_file() else [p.parent for p in source.glob("*/SKILL.md")]
     if not folders:
-        raise FileNotFoundError(f"{source} holds no SKILL.md and is not a .json bank of SkillRL")
+        what = "holds no SKILL.md and is not a .json bank of SkillRL" if source.exists() else "does not exist"
+        raise FileNotFoundError(f"{source} {what}")
     skills, notes = [], []
     for folder in sorted(folders):
         skills.append(read_skill(folder, foreign=True))
