@@ -244,7 +244,12 @@ def test_impossible_counts_are_refused() -> None:
     test = VersionTest()
     with pytest.raises(ValueError, match="the new arm has 3 successes in 2 episodes"):
         test.record(new=(3, 2), old=(0, 0))
+    with pytest.raises(ValueError, match=r"1\.5 successes in 2 episodes: count whole ones"):
+        test.record(new=(1, 1), old=(1.5, 2))  # type: ignore[arg-type]
     assert test.steps == []
+    assert (test.new.mean, test.old.mean) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="the old arm has 3 successes in 2 episodes"):
+        estimate_memory([{"new": [(1, 2)], "old": [(1, 2), (3, 2)]}])
     with pytest.raises(ValueError, match="must not be negative"):
         discount(-1, 76)
     with pytest.raises(ValueError, match="positive and finite"):

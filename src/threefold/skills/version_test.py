@@ -154,14 +154,12 @@ class VersionTest:
         """Count a step: (successes, episodes) of each arm over the whole batch, all processes together.
 
         Raises:
-            ValueError: More successes than episodes, or negative numbers.
+            ValueError: More successes than episodes, negative numbers or none that are whole.
         """
-        for name, (successes, episodes) in (("new", new), ("old", old)):
-            if not 0 <= successes <= episodes:
-                raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes")
-        for posterior, (successes, episodes) in ((self.new, new), (self.old, old)):
+        step = {"new": _counts("new", new), "old": _counts("old", old)}
+        for posterior, (successes, episodes) in ((self.new, step["new"]), (self.old, step["old"])):
             posterior.update(successes, episodes, discount(episodes, self.memory))
-        self.steps.append({"new": (int(new[0]), int(new[1])), "old": (int(old[0]), int(old[1]))})
+        self.steps.append(step)
 
     @property
     def episodes(self) -> int:
@@ -217,9 +215,14 @@ class MemoryEstimate:
         """Of M = index + 1."""
 
     def add(self, test: Mapping[str, Sequence[Arm]]) -> None:
-        """Count a finished test: {"new": [(m, n), ...], "old": [...]}, one pair a step."""
-        for arm in ("new", "old"):
-            self.log_likelihood = self.log_likelihood + _log_predictive(test[arm])
+        """Count a finished test: {"new": [(m, n), ...], "old": [...]}, one pair a step.
+
+        Raises:
+            ValueError: A pair is none of successes and episodes; nothing is counted.
+        """
+        counted = [[_counts(arm, pair) for pair in test[arm]] for arm in ("new", "old")]
+        for steps in counted:
+            self.log_likelihood = self.log_likelihood + _log_predictive(steps)
         self.tests += 1
 
     @property
@@ -233,6 +236,9 @@ def estimate_memory(tests: Sequence[Mapping[str, Sequence[Arm]]]) -> int | float
 
     Args:
         tests: One {"new": [(successes, episodes), ...], "old": [...]} a test, one pair a step.
+
+    Raises:
+        ValueError: A pair is none of successes and episodes.
     """
     estimate = MemoryEstimate()
     for test in tests:
@@ -264,6 +270,16 @@ def _log_predictive(steps: Sequence[Arm]) -> NDArray[np.float64]:
             result[index] += log_beta_binomial(successes, episodes, alpha, beta)
             alpha, beta = alpha + successes, beta + episodes - successes
     return result
+
+
+def _counts(name: str, arm: Arm) -> Arm:
+    """(successes, episodes) as whole numbers."""
+    successes, episodes = arm
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes")
+    if (int(successes), int(episodes)) != (successes, episodes):
+        raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes: count whole ones")
+    return int(successes), int(episodes)
 
 
 def memory_to_json(memory: float) -> float | None:
