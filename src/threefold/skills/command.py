@@ -55,14 +55,26 @@ def read_bank_or_skills(path: str | Path, version: str | None = None) -> Bank:
         SkillError: A skill cannot be read.
     """
     path = Path(path)
-    if version is None and (path.suffix == ".json" or (path.is_dir() and not _holds_versions(path))):
+    if _of_others(path, version):
         return Bank("v0", tuple(_read_source(path)[0]))
     root = bank_root(path)
     return read_bank(root, version or current_version(root))
 
 
-def _holds_versions(path: Path) -> bool:
-    return bool(versions(path / "bank") or versions(path))
+def left_out(path: str | Path, version: str | None = None) -> list[str]:
+    """What `read_bank_or_skills` leaves out of skills of others, in words; nothing of a bank of ours.
+
+    Raises:
+        As `read_bank_or_skills`.
+    """
+    path = Path(path)
+    return _read_source(path)[1] if _of_others(path, version) else []
+
+
+def _of_others(path: Path, version: str | None) -> bool:
+    """Whether a path is a folder of skills or SkillRL's JSON, not a bank."""
+    holds_versions = versions(path / "bank") or versions(path)
+    return version is None and (path.suffix == ".json" or (path.is_dir() and not holds_versions))
 
 
 def list_versions(path: str | Path) -> Iterator[str]:
