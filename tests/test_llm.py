@@ -71,6 +71,15 @@ def test_json_modes_for_servers_that_know_less(mode: Any, form: Any) -> None:
     assert "max_tokens" not in server.seen[0]
 
 
+def test_half_a_character_in_an_answer_can_be_kept(tmp_path: Path) -> None:
+    with chat_server(["It is \ud83d cold."]) as server:
+        chat = Recorded(tmp_path / "record.jsonl", endpoint(server.url), model="tiny")
+        assert chat(ASK) == "It is ? cold."
+    assert Recorded(tmp_path / "record.jsonl", model="tiny")(ASK) == "It is ? cold."
+    with pytest.raises(ValueError, match=r"half of a character, '\\ud83d'"):
+        find_json(r'{"mood": "\ud83d"}')
+
+
 def test_an_empty_answer_is_an_answer() -> None:
     with chat_server([Reply(None), Reply("")]) as server:
         chat = endpoint(server.url)

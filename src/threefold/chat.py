@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -298,4 +299,7 @@ def find_json(text: str) -> dict[str, Any]:
         found = value
     if found is None:
         raise ValueError(f"there is no JSON object in {text[:80]!r}.")
+    # "\ud83d" alone is valid JSON and no text: no file and no request could hold it
+    if half := re.search("[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
+        raise ValueError(f"half of a character, {half[0]!r}, is in the JSON object; write characters whole.")
     return found

@@ -255,7 +255,8 @@ class ChatEndpoint:
             with self._lock:
                 self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
                 self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
-        return content or ""
+        # a lone surrogate is valid JSON and no text: no file could hold it
+        return (content or "").encode("utf-8", "replace").decode("utf-8")
 
     def _wait_for_turn(self) -> None:
         with self._lock:
