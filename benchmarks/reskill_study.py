@@ -65,12 +65,14 @@ ARMS: dict[str, list[str]] = {
     "frozen": ["skills.frozen_steps=all"],
     "skill-first": ["skills.frozen_steps=20", "skills.last_step=20"],
     "policy-first": ["skills.first_step=20"],
+    "period-10": ["skills.period=10"],
+    "period-20": ["skills.period=20"],
 }
 """Overrides by arm. "static" is a bank written by hand that never changes; "reskill" asks for a confidence of
 0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
 tests; "retrieval" shows the remembered success of the task that is most alike; "frozen" lets skills evolve
-and weights not, "skill-first" and "policy-first" one after the other. The paper's arm without assertions has
+and weights not, "skill-first" and "policy-first" one after the other; the last two test a version for longer (K_e, 5 elsewhere). The paper's arm without assertions has
 no meaning here: the offline creator decides by contrasts, and keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 BESIDE = ("grpo", "placebo", "auto-accept")

@@ -293,8 +293,6 @@ _OBJECT = re.compile(r"\{(?=\s*[\"}])")
 def find_json(text: str) -> dict[str, Any]:
     """The last whole JSON object of a text: alone, in a code fence, or after a model's thinking.
 
-    Escapes that are half a character ("\\ud800") become "?": they could be written to no file.
-
     Raises:
         ValueError: There is none.
     """
@@ -309,4 +307,7 @@ def find_json(text: str) -> dict[str, Any]:
         found = value
     if found is None:
         raise ValueError(f"there is no JSON object in {text[:80]!r}.")
-    return json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", errors="replace"))
+    # "\ud83d" alone is valid JSON and no text: no file and no request could hold it
+    if half := re.search("[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
+        raise ValueError(f"half of a character, {half[0]!r}, is in the JSON object; write characters whole.")
+    return found

@@ -255,8 +255,8 @@ class ChatEndpoint:
             with self._lock:
                 self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
                 self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
-        # Half a character, which JSON can escape, could be written to no file.
-        return (content or "").encode("utf-8", errors="replace").decode("utf-8")
+        # a lone surrogate is valid JSON and no text: no file could hold it
+        return (content or "").encode("utf-8", "replace").decode("utf-8")
 
     def _wait_for_turn(self) -> None:
         with self._lock:

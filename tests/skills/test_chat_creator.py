@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from errand_play import experiences
+from errand_play import experiences, play, wanderer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from threefold.envs.errands import tasks
 from threefold.skills.assertions import Assertion, grade
 from threefold.skills.bank import Add, Bank, Delete, Modify, operation_to_dict
 from threefold.skills.chat_creator import ChatCreator, find_object
 from threefold.skills.creator import Creation, Evidence, Gate, PastTest
+from threefold.skills.evolution import Evolution
 from threefold.skills.reservoir import Experience, Reservoir
+from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
+from threefold.skills.store import versions
 from threefold.skills.triggers import Trigger
 from threefold.trajectory import Turn
 
@@ -170,7 +175,8 @@ def test_refused_skills_go_back_with_every_reason() -> None:
         ({"trigger": "action_pattern", "pattern": "(a+)+$"}, "fires in 0% of"),
         ({"trigger": "action_pattern", "pattern": "a" * 500}, "500 characters"),
         ({"op": "rename"}, "op is 'rename'"),
-        ({"op": "modify"}, "no skill 'ask-first' to modify"),
+        ({"op": "modify"}, "no skill 'ask-first' to modify; the bank is empty"),
+        ({"reason": "half \ud83d"}, "half of a character, '\\ud83d'"),
         ({"op": "delete"}, "has no such skill"),
         ({"examples": 3}, "examples must be a list"),
     ],
@@ -274,3 +280,27 @@ def test_the_last_object_counts() -> None:
     for text in ("", "{", "[1]", "{'a': 1}"):
         with pytest.raises(ValueError, match="no JSON object"):
             find_object(text)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"analyst": {"insight": "\ud800"}},
+        {"diagnoser": {"diagnosis": "\udfff", "assertions": []}},
+        {"recommender": {"operations": [{"op": "add", "target": "ask", "intent": "\ud800"}]}},
+        {"author": {"operations": [{**ASK, "reason": "\ud800"}]}},
+    ],
+)
+def test_half_a_character_reaches_no_prompt_and_no_file(answers: dict[str, Any], tmp_path: Path) -> None:
+    """An escape "\\ud800" is valid JSON and no text: UTF-8 has no bytes for it."""
+    model = Model(**answers)
+    evolution = Evolution(ChatCreator(model), settings=Settings(min_reservoir=2), root=tmp_path)
+    evolution.assign(0, 4)
+    played = [play(tasks("train")[member], Bank(), wanderer, seed=0, member=member) for member in range(4)]
+    evolution.observe(0, played, [Bank()] * 4)
+    evolution.assign(1, 4)  # the creation is joined, and what came of it is written
+    assert any("half of a character" in event.text for event in evolution.events)
+    for messages in (messages for stage in model.asked.values() for messages in stage):
+        for message in messages:
+            message["content"].encode()
+    assert versions(tmp_path) == (["v0"] if {"author", "recommender"} & answers.keys() else ["v0", "v1"])

@@ -163,6 +163,22 @@ def test_skills_of_others_are_read() -> None:
     assert [problem.line for problem in problems] == [3]  # the unknown field is said, and left out
 
 
+def test_what_our_form_has_no_place_for_is_left_out_of_skills_of_others() -> None:
+    theirs = (
+        "---\nname: pdf\ndescription: Read\u00a0PDF\u200b files.\ntags: [a, b]\nallowed-tools:\n  - Read\n"
+        "metadata:\n  my key: x\n  author: me\n  needs: {os: linux}\nhooks:\n  start: [run]\n---\n"
+        "Read\u202fit\u200d.\n"
+    )
+    skill, problems = from_text(theirs, folder="pdf")
+    assert skill is None
+    skill, problems = from_text(theirs, folder="pdf", foreign=True)
+    assert skill == Skill("pdf", "Read PDF files.", "Read it.", metadata={"author": "me"})
+    assert [problem.line for problem in problems] == [4, 5, 8, 10, 11]
+    bare, problems = from_text("---\nname: pdf\ndescription: d\nmetadata:\n---\nb\n", foreign=True)
+    assert bare == Skill("pdf", "d", "b")
+    assert [problem.line for problem in problems] == [4]
+
+
 def test_a_file_that_is_no_text_or_too_large_is_refused(tmp_path: Path) -> None:
     (tmp_path / "SKILL.md").write_bytes(b"---\nname: \xff\n---\n")
     with pytest.raises(SkillError, match="not UTF-8"):

@@ -94,6 +94,12 @@ def test_validate(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert status == 2
         assert f"{file}, line 2: the name 'ask' differs from its folder's, 'ask-first'" in text
     assert call(capsys, "validate", run / "nothing")[0] == 2
+    record = run / "bank" / "v2" / "version.json"
+    record.write_text(record.read_text()[:-20])
+    for words in (["validate", run], ["list", run], ["history", run], ["show", run, "--version", "v2"]):
+        status, text = call(capsys, *words)
+        assert status == 2
+        assert f"{record} is not the record of a bank version" in text
 
 
 def test_import_skills_of_others_and_of_skillrl(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,9 +114,13 @@ def test_import_skills_of_others_and_of_skillrl(run: Path, capsys: pytest.Captur
     assert read_bank(bank, "v0").skills == (ASK,)
     assert read_bank(bank, "v1").names == ("ask-first", "pdf")
     assert read_record(bank, "v1").decision == "imported"
-    status, text = call(capsys, "import", bank, run / "theirs")
+    for source in (run / "theirs", theirs, theirs / "SKILL.md"):
+        status, text = call(capsys, "import", bank, source)
+        assert status == 2
+        assert "v1 already has pdf" in text
+    status, text = call(capsys, "import", bank, run / "nothing")
     assert status == 2
-    assert "v1 already has pdf" in text
+    assert f"{run / 'nothing'} does not exist" in text
     for target in (run, run / "bank"):  # a resume would drop it
         status, text = call(capsys, "import", target, run / "theirs")
         assert status == 2

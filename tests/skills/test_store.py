@@ -45,7 +45,16 @@ RECORD = VersionRecord(
     decision="testing",
     operations=(operation_to_dict(Add(ASK, "failures open at once")),),
     evidence={"diagnosis": "half of the failures open the wrong door", "pass rates": {"a": 0.25}},
-    test=({"step": 8, "new": [3, 8], "old": [1, 8], "posterior_new": [4.0, 6.0]},),
+    test=(
+        {
+            "step": 8,
+            "new": [3, 8],
+            "old": [1, 8],
+            "posterior_new": [4.0, 6.0],
+            "posterior_old": [2.0, 8.0],
+            "probability_new": 0.869,
+        },
+    ),
 )
 
 
@@ -254,6 +263,21 @@ def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"version\.json is not the record"):
             read_record(tmp_path, "v1")
     file.unlink()
+    write_version(tmp_path, BANK, RECORD, replace=True)
+    whole = json.loads(file.read_text())
+    edits: list[tuple[str, Any, str]] = [
+        ("operations", ["add ask-first"], r"operations\[0\] must be an object"),
+        ("test", [{"step": 8}], r"test\[0\] must be an object with new, old"),
+        ("test", [{**whole["test"][0], "new": ["3", 8]}], r"test\[0\]\.new must hold numbers"),
+        ("test", [{**whole["test"][0], "old": [1]}], r"test\[0\]\.old must be a pair"),
+        ("evidence", "none", "evidence must be an object"),
+    ]
+    for field, value, says in edits:
+        file.write_text(json.dumps({**whole, field: value}))
+        with pytest.raises(ValueError, match=says):
+            read_record(tmp_path, "v1")
+        assert len(version_problems(tmp_path, "v1")) == 1
+    file.unlink()
     assert read_record(tmp_path, "v1").decision == "imported"
 
 
@@ -298,6 +322,9 @@ def test_banks_of_skillrl_are_imported(tmp_path: Path) -> None:
     assert notes == ["general_skills[1]: has no title or no text, left out"]
     write_version(tmp_path, Bank("v1", tuple(skills)), VersionRecord("v1", decision="imported"))
     assert read_bank(tmp_path, "v1").skills == tuple(sorted(skills, key=lambda s: s.name))
+    odd = {"title": "Go\u200b on", "principle": "Go\u00a0on\u200b.\ud800", "when_to_apply": "Al\u00adways."}
+    file.write_text(json.dumps({"general_skills": [odd]}))
+    assert read_skillrl(file)[0] == [Skill("go-on", "Always.", "Go on.")]
     for text, says in [("{", "not JSON"), ("{}", "not a SkillRL bank"), ('{"general_skills": {}}', "a list")]:
         file.write_text(text)
         with pytest.raises(ValueError, match=says):

@@ -240,11 +240,28 @@ def test_settings_out_of_range_are_refused(options: dict[str, float]) -> None:
         VersionTest(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("successes", [0, 64])
+def test_a_test_without_any_success_or_failure_never_breaks(successes: int) -> None:
+    """With a short memory the parameter that is never fed fades by 1/65 a step."""
+    test = VersionTest(memory=1, min_steps=300)
+    for _ in range(300):
+        test.record(new=(successes, 64), old=(successes, 64))
+        assert test.probability_new() == 0.5
+    assert test.decide() == "reject"
+    test.record(new=(32, 64), old=(successes, 64))
+    assert abs(test.probability_new() - (0.0 if successes else 1.0)) < 1e-4
+
+
 def test_impossible_counts_are_refused() -> None:
     test = VersionTest()
     with pytest.raises(ValueError, match="the new arm has 3 successes in 2 episodes"):
         test.record(new=(3, 2), old=(0, 0))
+    with pytest.raises(ValueError, match=r"1\.5 successes in 2 episodes: count whole ones"):
+        test.record(new=(1, 1), old=(1.5, 2))  # type: ignore[arg-type]
     assert test.steps == []
+    assert (test.new.mean, test.old.mean) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="the old arm has 3 successes in 2 episodes"):
+        estimate_memory([{"new": [(1, 2)], "old": [(1, 2), (3, 2)]}])
     with pytest.raises(ValueError, match="must not be negative"):
         discount(-1, 76)
     with pytest.raises(ValueError, match="positive and finite"):

@@ -196,6 +196,14 @@ def test_a_bank_that_spells_a_special_token_is_refused_before_the_first_step(rec
     assert "skill 'ask-first' holds '[INST]', a special token of this model" in capsys.readouterr().err
 
 
+def test_what_is_left_out_of_skills_of_others_is_said(recipe, tmp_path, caplog):
+    entry = {"title": "Go on", "principle": "Go on.", "when_to_apply": "Always."}
+    (tmp_path / "rl.json").write_text(json.dumps({"general_skills": [entry, {**entry, "title": ""}]}))
+    path = recipe(**{"skills.bank": str(tmp_path / "rl.json"), "training.steps": 1, **QUIET})
+    assert main(["train", str(path), "--dry-run"]) == 0
+    assert caplog.messages == ["skills.bank: general_skills[1]: has no title or no text, left out"]
+
+
 def test_a_version_broken_by_hand_is_put_back_on_resume_and_kept_beside(recipe, tmp_path, capsys):
     keep = {"training.save_every": 1, "training.keep_checkpoints": 9, **QUIET}
     path = recipe(**{"skills.creator": "none", "skills.bank": str(hand_made(tmp_path / "own")), **keep})

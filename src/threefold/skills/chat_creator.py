@@ -22,6 +22,7 @@ records.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -157,7 +158,7 @@ class _Cycle:
             if op not in ("add", "modify", "delete"):
                 raise ValueError(f"op is {op!r}; it must be add, modify or delete")
             if op != "add" and target not in bank:
-                raise ValueError(f"there is no skill {target!r} to {op}; there are {', '.join(bank.names)}")
+                raise ValueError(f"there is no skill {target!r} to {op}; {_known(bank)}")
             plan.append({key: str(value)[:500] for key, value in entry.items()})
         if not plan:
             raise ValueError("the plan is empty; give one to three operations")
@@ -212,7 +213,7 @@ class _Cycle:
         if op != "modify":
             raise ValueError(f"op is {op!r}; it must be add, modify or delete")
         if name not in bank:
-            raise ValueError(f"there is no skill {name!r} to modify; there are {', '.join(bank.names)}")
+            raise ValueError(f"there is no skill {name!r} to modify; {_known(bank)}")
         old = bank[name]
         return Modify(
             edited(
@@ -300,7 +301,14 @@ def find_object(text: str) -> dict[str, Any]:
             position = start + 1
     if not isinstance(found, dict):
         raise ValueError(f"there is no JSON object in {text[:80]!r}")
+    # "\ud83d" alone is valid JSON and no text: no file and no request could hold it
+    if half := re.search("[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
+        raise ValueError(f"half of a character, {half[0]!r}, is in the JSON object; write characters whole")
     return found
+
+
+def _known(bank: Bank) -> str:
+    return f"there are {', '.join(bank.names)}" if bank.names else "the bank is empty"
 
 
 def _read_insight(data: Mapping[str, Any]) -> str:

@@ -55,14 +55,26 @@ def read_bank_or_skills(path: str | Path, version: str | None = None) -> Bank:
         SkillError: A skill cannot be read.
     """
     path = Path(path)
-    if version is None and (path.suffix == ".json" or (path.is_dir() and not _holds_versions(path))):
+    if _of_others(path, version):
         return Bank("v0", tuple(_read_source(path)[0]))
     root = bank_root(path)
     return read_bank(root, version or current_version(root))
 
 
-def _holds_versions(path: Path) -> bool:
-    return bool(versions(path / "bank") or versions(path))
+def left_out(path: str | Path, version: str | None = None) -> list[str]:
+    """What `read_bank_or_skills` leaves out of skills of others, in words; nothing of a bank of ours.
+
+    Raises:
+        As `read_bank_or_skills`.
+    """
+    path = Path(path)
+    return _read_source(path)[1] if _of_others(path, version) else []
+
+
+def _of_others(path: Path, version: str | None) -> bool:
+    """Whether a path is a folder of skills or SkillRL's JSON, not a bank."""
+    holds_versions = versions(path / "bank") or versions(path)
+    return version is None and (path.suffix == ".json" or (path.is_dir() and not holds_versions))
 
 
 def list_versions(path: str | Path) -> Iterator[str]:
@@ -155,7 +167,8 @@ def import_skills(path: str | Path, source: str | Path) -> Iterator[str]:
     Args:
         path: A folder of versions, made where there is none. Not a run directory: a run numbers its versions
             itself, and drops those that it does not know when it is resumed.
-        source: A skill's folder, a folder of skills (such as `.claude/skills`), or SkillRL's JSON.
+        source: A skill's folder or its SKILL.md, a folder of skills (such as `.claude/skills`), or SkillRL's
+            JSON.
 
     Raises:
         SkillError: A skill of the source cannot be read, or the bank has one of its name.
@@ -195,9 +208,12 @@ def import_skills(path: str | Path, source: str | Path) -> Iterator[str]:
 def _read_source(source: Path) -> tuple[list[Skill], list[str]]:
     if source.suffix == ".json":
         return read_skillrl(source)
+    if source.name == "SKILL.md" and source.is_file():
+        source = source.resolve().parent
     folders = [source] if (source / "SKILL.md").is_file() else [p.parent for p in source.glob("*/SKILL.md")]
     if not folders:
-        raise FileNotFoundError(f"{source} holds no SKILL.md and is not a .json bank of SkillRL")
+        what = "holds no SKILL.md and is not a .json bank of SkillRL" if source.exists() else "does not exist"
+        raise FileNotFoundError(f"{source} {what}")
     skills, notes = [], []
     for folder in sorted(folders):
         skills.append(read_skill(folder, foreign=True))

@@ -91,17 +91,29 @@ def skill_problems(skill: Skill) -> list[str]:
         if value is not None and (message := _line_problem(value)):
             found.append(f"{name} {message}")
     for key in skill.metadata:
-        if key.startswith(PREFIX) or not re.fullmatch(r"[A-Za-z0-9_.-]+", key) or "---" in key:
+        if key.startswith(PREFIX) or not metadata_key(key):
             found.append(f"metadata key {key!r} is ours or is not a plain word; rename it")
     if skill.body != skill.body.strip():
         found.append("the body begins or ends with white space; strip it")
-    if any(not c.isprintable() and c not in "\n\t" for c in skill.body):
-        found.append("the body holds characters that cannot be printed; remove them")
+    if odd := next((c for c in skill.body if not c.isprintable() and c not in "\n\t"), None):
+        found.append(f"the body holds characters that cannot be printed, such as {odd!r}; remove them")
     if skill.revision < 1 or (skill.created_step is not None and skill.created_step < 0):
         found.append(f"revision {skill.revision} or step {skill.created_step} is negative")
     if "---" in skill.trigger.pattern:
         found.append("the pattern holds '---', which ends the front matter for other readers; write '-{3}'")
     return found
+
+
+def metadata_key(key: str) -> bool:
+    """Whether a key can stand under `metadata` in a file of ours."""
+    return re.fullmatch(r"[A-Za-z0-9_.-]+", key) is not None and "---" not in key
+
+
+def printable(text: str) -> str:
+    """A text of others as one that a skill may hold: odd spaces become plain ones, what cannot be printed
+    goes."""
+    kept = (c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "" for c in text)
+    return "".join(kept)
 
 
 def _line_problem(value: str) -> str | None:

@@ -29,7 +29,7 @@ from typing import cast
 
 import yaml
 
-from threefold.skills.skill import PREFIX, Skill, SkillError
+from threefold.skills.skill import PREFIX, Skill, SkillError, metadata_key, printable
 from threefold.skills.triggers import Kind, Trigger, trigger_problem
 
 FIELDS = ("name", "description", "license", "compatibility", "metadata", "allowed-tools")
@@ -75,8 +75,9 @@ def from_text(
     Args:
         text: The file's text.
         folder: Name of its folder, which must be the skill's name; None leaves that out.
-        foreign: The file was written by others: top-level keys outside the specification are reported and
-            left out instead of refused.
+        foreign: The file was written by others: what our form has no place for (keys outside the
+            specification, values that are no texts, such as lists) is reported and left out instead of
+            refused.
 
     Returns:
         The skill, None where it cannot be read, and everything that is to be said about the file. With
@@ -85,28 +86,23 @@ def from_text(
     front, body, problems = _split(text)
     if front is None:
         return None, problems
-    values, lines, problems = _front_matter(front)
-    if problems and not values:
-        return None, problems
-    fatal = list(problems)
+    values, metadata, lines, fatal, problems = _front_matter(front)
+    if fatal and not values:
+        return None, fatal
     for key in values.keys() - set(FIELDS):
-        problem = Problem(lines[key], f"unknown field {key!r}; allowed are {', '.join(FIELDS)}")
-        problems.append(problem)
-        if not foreign:
-            fatal.append(problem)
+        problems.append(Problem(lines[key], f"unknown field {key!r}; allowed are {', '.join(FIELDS)}"))
+    if foreign:
+        for key in [key for key in metadata if not metadata_key(key) and not key.startswith(PREFIX)]:
+            problems.append(Problem(lines[f"metadata.{key}"], f"metadata key {key!r} is not a plain word"))
+            del metadata[key]
+    else:
+        fatal += problems
     for key in ("name", "description"):
-        if not isinstance(values.get(key), str):
+        if key not in values:
             fatal.append(Problem(lines.get(key, 1), f"the field {key!r} is missing or not a text"))
-    for key in ("license", "compatibility", "allowed-tools"):
-        if not isinstance(values.get(key, ""), str):
-            fatal.append(Problem(lines[key], f"the field {key!r} must be a text"))
-    metadata = values.get("metadata", {})
-    if not isinstance(metadata, dict):
-        fatal.append(Problem(lines["metadata"], "metadata must be a mapping of texts"))
-        metadata = {}
     if fatal:
         return None, sorted({*problems, *fatal}, key=lambda p: p.line)
-    name = str(values["name"]).strip()
+    name = values["name"].strip()
     if folder is not None and folder != name:
         fatal.append(Problem(lines["name"], f"the name {name!r} differs from its folder's, {folder!r}"))
     skill, found = _assemble(name, values, metadata, lines, body, foreign)
@@ -116,7 +112,7 @@ def from_text(
 
 def _assemble(
     name: str,
-    values: Mapping[str, str | dict[str, str]],
+    values: Mapping[str, str],
     metadata: Mapping[str, str],
     lines: Mapping[str, int],
     body: str,
@@ -139,11 +135,13 @@ def _assemble(
             line = lines[f"metadata.{PREFIX}{key}"]
             found.append(Problem(line, f"{PREFIX}{key} is {value!r}, it must be a whole number"))
     others = {key: _one_line(value) for key, value in metadata.items() if not key.startswith(PREFIX)}
-    texts = {key: _one_line(value) for key, value in values.items() if isinstance(value, str)}
+    texts = {key: _one_line(value) for key, value in values.items()}
     if foreign:  # what is only a matter of form in another's file is put into ours
-        texts = {key: " ".join(value.split()).replace("---", "-") for key, value in texts.items()}
-        others = {key: " ".join(value.split()).replace("---", "-") for key, value in others.items()}
-        body = "".join(c for c in body if c.isprintable() or c in "\n\t")
+        texts, others = (
+            {key: " ".join(printable(value).split()).replace("---", "-") for key, value in mapping.items()}
+            for mapping in (texts, others)
+        )
+        body = printable(body)
     if found:
         return None, found
     try:
@@ -228,46 +226,52 @@ def _split(text: str) -> tuple[str | None, str, list[Problem]]:
     return None, "", [Problem(1, "the front matter is not closed by a line '---'")]
 
 
-def _front_matter(text: str) -> tuple[dict[str, str | dict[str, str]], dict[str, int], list[Problem]]:
-    """Keys and values as texts, the line of each key ("metadata.key" one level down), and problems.
+def _front_matter(
+    text: str,
+) -> tuple[dict[str, str], dict[str, str], dict[str, int], list[Problem], list[Problem]]:
+    """Fields and metadata as texts, the line of each key ("metadata.key" one level down), what makes it
+    unreadable, and values that are left out because they are no texts.
 
     Every scalar is a text, as in the reference reader: `version: 1.0` is "1.0", never a float.
     """
-    values: dict[str, str | dict[str, str]] = {}
+    values: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     lines: dict[str, int] = {}
-    problems: list[Problem] = []
+    fatal: list[Problem] = []
+    odd: list[Problem] = []
     try:
         for token in yaml.scan(text, Loader=yaml.BaseLoader):
             if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
                 line = token.start_mark.line + 2
-                return values, lines, [Problem(line, "anchors, aliases and tags are not allowed here")]
+                problem = Problem(line, "anchors, aliases and tags are not allowed here")
+                return values, metadata, lines, [problem], odd
         root = yaml.compose(text, Loader=yaml.BaseLoader)
     except RecursionError:
-        return values, lines, [Problem(2, "the front matter is nested too deeply")]
+        problem = Problem(2, "the front matter is nested too deeply")
+        return values, metadata, lines, [problem], odd
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or str(error)
-        return (
-            values,
-            lines,
-            [Problem(mark.line + 2 if mark else 1, f"the front matter is not YAML: {reason}")],
-        )
+        problem = Problem(mark.line + 2 if mark else 1, f"the front matter is not YAML: {reason}")
+        return values, metadata, lines, [problem], odd
     if not isinstance(root, yaml.MappingNode):
-        return values, lines, [Problem(2, "the front matter must be a mapping of keys to values")]
-    for key, node in _items(root, "", lines, problems):
-        if isinstance(node, yaml.ScalarNode):
-            values[key] = node.value
-        elif key == "metadata" and isinstance(node, yaml.MappingNode):
-            inner: dict[str, str] = {}
-            for name, value in _items(node, "metadata.", lines, problems):
+        problem = Problem(2, "the front matter must be a mapping of keys to values")
+        return values, metadata, lines, [problem], odd
+    for key, node in _items(root, "", lines, fatal):
+        if key == "metadata":
+            if not isinstance(node, yaml.MappingNode):
+                odd.append(Problem(lines[key], "metadata must be a mapping of texts"))
+                continue
+            for name, value in _items(node, "metadata.", lines, fatal):
                 if isinstance(value, yaml.ScalarNode):
-                    inner[name] = value.value
+                    metadata[name] = value.value
                 else:
-                    problems.append(Problem(lines[f"metadata.{name}"], f"metadata {name!r} must be a text"))
-            values[key] = inner
+                    odd.append(Problem(lines[f"metadata.{name}"], f"metadata {name!r} must be a text"))
+        elif isinstance(node, yaml.ScalarNode):
+            values[key] = node.value
         else:
-            problems.append(Problem(lines[key], f"the field {key!r} must be a text"))
-    return values, lines, problems
+            odd.append(Problem(lines[key], f"the field {key!r} must be a text"))
+    return values, metadata, lines, fatal, odd
 
 
 def _one_line(value: str) -> str:

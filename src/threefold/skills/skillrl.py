@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from threefold.skills.bank import kebab
-from threefold.skills.skill import DESCRIPTION_LIMIT, NAME_LIMIT, Skill
+from threefold.skills.skill import DESCRIPTION_LIMIT, NAME_LIMIT, Skill, printable
 
 
 def read_skillrl(path: str | Path) -> tuple[list[Skill], list[str]]:
@@ -71,11 +71,14 @@ def _entries(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, dict
             if kind:
                 when = f"Task type {_line(kind)}: {when}" if when else ""
                 metadata["skillrl-task-type"] = _line(kind)
-            body = str(entry.get("principle", "")).strip()
+            body = printable(str(entry.get("principle", ""))).strip()
             yield f"{place}[{index}]", _line(entry.get("title", "")), when, body, metadata
     for index, entry in enumerate(_objects("common_mistakes", data.get("common_mistakes", []))):
         mistake = _line(entry.get("description", ""))
-        lines = [f"- Why: {_line(entry.get('why_it_happens', ''))}", str(entry.get("how_to_avoid", ""))]
+        lines = [
+            f"- Why: {_line(entry.get('why_it_happens', ''))}",
+            printable(str(entry.get("how_to_avoid", ""))),
+        ]
         body = "\n".join(reversed([line for line in lines if line.strip(" -Why:")]))
         title = "avoid " + " ".join(mistake.split()[:6]) if mistake else ""
         yield f"common_mistakes[{index}]", title, mistake and f"Avoid: {mistake}", body.strip(), {}
@@ -89,5 +92,4 @@ def _objects(place: str, entries: Any) -> list[Mapping[str, Any]]:
 
 def _line(value: Any) -> str:
     """One printable line; '---' would end the front matter for other readers."""
-    text = " ".join(str(value).split()).replace("---", "-")
-    return "".join(c for c in text if c.isprintable()).strip()
+    return " ".join(printable(str(value)).split()).replace("---", "-")

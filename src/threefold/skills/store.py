@@ -140,14 +140,46 @@ def read_record(root: str | Path, version: str) -> VersionRecord:
         if data.pop("schema") > SCHEMA_VERSION:
             raise ValueError(f"was written by a newer threefold; this one reads schema {SCHEMA_VERSION}")
         data |= {name: tuple(data[name]) for name in ("operations", "test")}
-        return VersionRecord(**data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = VersionRecord(**data)
+        _check_entries(record)
+        return record
+    except KeyError as error:
+        raise ValueError(f"{path} is not the record of a bank version: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not the record of a bank version: {error}") from error
 
 
+def _check_entries(record: VersionRecord) -> None:
+    """That operations and steps of the test have the shape that readers count on.
+
+    Raises:
+        ValueError: One has not; the message says which.
+    """
+    if not isinstance(record.evidence, dict):
+        raise ValueError("evidence must be an object")
+    for number, operation in enumerate(record.operations):
+        texts = isinstance(operation, dict) and all(isinstance(text, str) for text in operation.values())
+        if not texts or not {"op", "name"} <= operation.keys():
+            raise ValueError(f"operations[{number}] must be an object of texts with op and name")
+    for number, entry in enumerate(record.test):
+        keys = {"step", "new", "old", "posterior_new", "posterior_old", "probability_new"}
+        if not isinstance(entry, dict) or not keys <= entry.keys():
+            raise ValueError(f"test[{number}] must be an object with {', '.join(sorted(keys))}")
+        for key in keys:
+            pair = [entry[key]] if key in ("step", "probability_new") else entry[key]
+            if not isinstance(pair, list) or not all(isinstance(n, int | float) for n in pair):
+                raise ValueError(f"test[{number}].{key} must hold numbers")
+            if key not in ("step", "probability_new") and len(pair) != 2:
+                raise ValueError(f"test[{number}].{key} must be a pair of numbers")
+
+
 def version_problems(root: str | Path, version: str) -> list[str]:
-    """Everything that is wrong with a version's skills, each with file and line."""
+    """Everything that is wrong with a version's skills, each with file and line, and with its record."""
     problems = []
+    try:
+        read_record(root, version)
+    except ValueError as error:
+        problems.append(str(error))
     for path in _skill_folders(_folder(root, version)):
         if not (path / "SKILL.md").is_file():
             problems.append(f"{path / 'SKILL.md'} does not exist; restore it or delete the folder")

@@ -11,8 +11,9 @@ it is played, before it starts, and keeps it. With p_v ~ Beta(alpha_v, beta_v), 
 M, the memory, says how fast old evidence fades while the policy moves; it is estimated from finished tests as
 the M of 1..2000 under which their steps were most likely (beta-binomial, one step ahead).
 
-Deviations: probabilities are exact instead of 10,000 draws (see `beta`). Beyond the paper, off unless asked
-for: `margin` and `confidence`, because the paper's rule accepts about half of the bundles that do nothing
+Deviations: probabilities are exact instead of 10,000 draws (see `beta`); discounted parameters are kept at
+1e-6 or above, as the reference does where it estimates M. Beyond the paper, off unless asked for: `margin`
+and `confidence`, because the paper's rule accepts about half of the bundles that do nothing
 (results/skills/version-test.md), and balanced assignment inside each group.
 The paper's draft has clamp 0.2, its code 0.15; the draft's is the default here.
 """
@@ -34,6 +35,8 @@ Arm = tuple[int, int]
 Decision = Literal["accept", "reject"]
 LARGEST_MEMORY = 2000
 """Of the grid 1, 2, ..., that `estimate_memory` searches."""
+SMALLEST = 1e-6
+"""Of a discounted parameter of a posterior."""
 TESTS_NEEDED = 2
 """Finished tests before a memory is estimated; until then nothing is forgotten."""
 
@@ -63,9 +66,10 @@ class Posterior:
         return self.alpha / (self.alpha + self.beta)
 
     def update(self, successes: int, episodes: int, weight: float) -> None:
-        """Discount the past by `weight`, then count what is new."""
-        self.alpha = weight * self.alpha + successes
-        self.beta = weight * self.beta + (episodes - successes)
+        """Discount the past by `weight`, then count what is new. What is left of the past is at least
+        `SMALLEST`: an arm that never succeeds must not fade to 0, which is no Beta distribution."""
+        self.alpha = max(weight * self.alpha, SMALLEST) + successes
+        self.beta = max(weight * self.beta, SMALLEST) + (episodes - successes)
 
 
 class VersionTest:
@@ -154,14 +158,12 @@ class VersionTest:
         """Count a step: (successes, episodes) of each arm over the whole batch, all processes together.
 
         Raises:
-            ValueError: More successes than episodes, or negative numbers.
+            ValueError: More successes than episodes, negative numbers or none that are whole.
         """
-        for name, (successes, episodes) in (("new", new), ("old", old)):
-            if not 0 <= successes <= episodes:
-                raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes")
-        for posterior, (successes, episodes) in ((self.new, new), (self.old, old)):
+        step = {"new": _counts("new", new), "old": _counts("old", old)}
+        for posterior, (successes, episodes) in ((self.new, step["new"]), (self.old, step["old"])):
             posterior.update(successes, episodes, discount(episodes, self.memory))
-        self.steps.append({"new": (int(new[0]), int(new[1])), "old": (int(old[0]), int(old[1]))})
+        self.steps.append(step)
 
     @property
     def episodes(self) -> int:
@@ -208,7 +210,7 @@ class MemoryEstimate:
         log L(M) += sum_t log BetaBinomial(m_t | n_t, w_t alpha, w_t beta)
 
     with alpha, beta as `VersionTest` under M would have them before step t. Steps without episodes of an arm
-    count nothing. The smallest M wins a tie. Parameters are kept at 1e-6 or above.
+    count nothing. The smallest M wins a tie.
     """
 
     def __init__(self) -> None:
@@ -217,9 +219,14 @@ class MemoryEstimate:
         """Of M = index + 1."""
 
     def add(self, test: Mapping[str, Sequence[Arm]]) -> None:
-        """Count a finished test: {"new": [(m, n), ...], "old": [...]}, one pair a step."""
-        for arm in ("new", "old"):
-            self.log_likelihood = self.log_likelihood + _log_predictive(test[arm])
+        """Count a finished test: {"new": [(m, n), ...], "old": [...]}, one pair a step.
+
+        Raises:
+            ValueError: A pair is none of successes and episodes; nothing is counted.
+        """
+        counted = [[_counts(arm, pair) for pair in test[arm]] for arm in ("new", "old")]
+        for steps in counted:
+            self.log_likelihood = self.log_likelihood + _log_predictive(steps)
         self.tests += 1
 
     @property
@@ -233,6 +240,9 @@ def estimate_memory(tests: Sequence[Mapping[str, Sequence[Arm]]]) -> int | float
 
     Args:
         tests: One {"new": [(successes, episodes), ...], "old": [...]} a test, one pair a step.
+
+    Raises:
+        ValueError: A pair is none of successes and episodes.
     """
     estimate = MemoryEstimate()
     for test in tests:
@@ -260,10 +270,20 @@ def _log_predictive(steps: Sequence[Arm]) -> NDArray[np.float64]:
             if episodes == 0:
                 continue
             weight = discount(episodes, index + 1)
-            alpha, beta = max(weight * alpha, 1e-6), max(weight * beta, 1e-6)
+            alpha, beta = max(weight * alpha, SMALLEST), max(weight * beta, SMALLEST)
             result[index] += log_beta_binomial(successes, episodes, alpha, beta)
             alpha, beta = alpha + successes, beta + episodes - successes
     return result
+
+
+def _counts(name: str, arm: Arm) -> Arm:
+    """(successes, episodes) as whole numbers."""
+    successes, episodes = arm
+    if not 0 <= successes <= episodes:
+        raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes")
+    if (int(successes), int(episodes)) != (successes, episodes):
+        raise ValueError(f"the {name} arm has {successes} successes in {episodes} episodes: count whole ones")
+    return int(successes), int(episodes)
 
 
 def memory_to_json(memory: float) -> float | None:

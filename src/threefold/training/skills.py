@@ -6,6 +6,7 @@ What can be checked before a model is loaded is checked by `check_skills`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -16,7 +17,7 @@ from threefold.llm import ChatEndpoint
 from threefold.recipe import Recipe, RecipeError
 from threefold.skills.bank import Bank
 from threefold.skills.chat_creator import ChatCreator
-from threefold.skills.command import read_bank_or_skills
+from threefold.skills.command import left_out, read_bank_or_skills
 from threefold.skills.creator import Creation, Creator, Evidence, Gate
 from threefold.skills.evolution import Evolution
 from threefold.skills.memory_creator import MemoryCreator
@@ -29,6 +30,7 @@ from threefold.skills.store import drop_versions
 from threefold.training.callbacks import HoldWeights
 from threefold.training.policy_writer import PolicyChat
 
+_log = logging.getLogger(__name__)
 BANK_FOLDER = "bank"
 """Folder of a run's bank versions."""
 ANSWERS = "skill_answers.jsonl"
@@ -36,7 +38,7 @@ ANSWERS = "skill_answers.jsonl"
 
 
 def check_skills(recipe: Recipe, processes: int) -> None:
-    """Everything about the skills section that needs no weights.
+    """Everything about the skills section that needs no weights. Says what is left out of skills of others.
 
     Raises:
         RecipeError: Skills cannot work in this run, or a setting is out of range.
@@ -62,6 +64,8 @@ def check_skills(recipe: Recipe, processes: int) -> None:
             f"skills.bank holds {len(bank.skills)} skills, more than skills.capacity = {settings.capacity}; "
             "raise it, or nothing could ever be added"
         )
+    for note in left_out(section.bank, section.version) if section.bank is not None else []:
+        _log.warning("skills.bank: %s", note)
     if section.chat is not None:
         _endpoint(recipe)
 

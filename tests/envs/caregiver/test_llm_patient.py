@@ -119,14 +119,15 @@ def test_half_a_character_reaches_no_file(tmp_path: Path) -> None:
     r"""JSON can say "\ud83d", half of a pair, which no file takes: neither the record nor the rollouts."""
     said = '{"utterance": "Oh \\ud83d.", "labels": [], "accepts": false, "leaves": false}'
     body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-    raw = body.replace(b"Oh ", b"\\ud83d ")  # and outside of the inner JSON
-    for reply in (said, Reply(body=raw)):
-        with chat_server([reply]) as server:
-            chat = Recorded(tmp_path / "record.jsonl", endpoint(server.url), model="m")
+    raw = body.replace(b"Oh \\\\ud83d", b"Oh \\ud83d")  # escaped in the server's JSON, not in the model's
+    for first in (said, Reply(body=raw)):
+        with chat_server([first, answer("Oh?")]) as server:
+            chat = Recorded(tmp_path / "record.jsonl", endpoint(server.url), model=str(first))
             patient = LLMPatient(chat)
-            patient.open(SCENARIO, seed=len(server.seen))
+            patient.open(SCENARIO, seed=1)
             utterance = patient.reply("Hello.", member=0).utterance
         (tmp_path / "rollouts.jsonl").write_text(utterance, encoding="utf-8")
+        assert utterance.startswith("Oh")
         assert "?" in utterance
 
 
