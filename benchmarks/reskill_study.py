@@ -72,8 +72,9 @@ ARMS: dict[str, list[str]] = {
 0.8, "reskill-paper" is the paper's rule; "add-only" adds untested skills and deletes none, as SkillRL does
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
 tests; "retrieval" shows the remembered success of the task that is most alike; "frozen" lets skills evolve
-and weights not, "skill-first" and "policy-first" one after the other; the last two test a version for longer (K_e, 5 elsewhere). The paper's arm without assertions has
-no meaning here: the offline creator decides by contrasts, and keeps assertions for the record."""
+and weights not, "skill-first" and "policy-first" one after the other; the last two test a version for longer
+(K_e, 5 elsewhere). The paper's arm without assertions has no meaning here: the offline creator decides by
+contrasts, and keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 BESIDE = ("grpo", "placebo", "auto-accept")
 """Arms that the others are compared with: no skills, skills that say nothing through the same test, and
