@@ -226,7 +226,9 @@ def _eval(commands: Any) -> None:
         "--problems", type=int, default=200, help="how many problems or tasks (default 200)"
     )
     evaluate.add_argument("--samples", type=int, default=8, help="samples per problem (default 8)")
-    evaluate.add_argument("--k", type=int, nargs="+", default=[1, 4, 8], help="k of pass@k (default 1 4 8)")
+    evaluate.add_argument(
+        "--k", type=int, nargs="+", help="k of pass@k (default: those of 1 4 8 up to --samples)"
+    )
     evaluate.add_argument("--temperature", type=float, default=1.0, help="of the samples (default 1.0)")
     evaluate.add_argument(
         "--max-tokens", type=int, help="new tokens per answer or dialogue (default: the run's, else 512)"

@@ -162,6 +162,14 @@ def test_crossed_bootstrap_covers_seeds_and_problems():
     assert wider.low < crossed.low < crossed.high < wider.high
 
 
+def test_seeds_and_problems_that_never_differ_do_not_show_that_none_would():
+    crossed = crossed_bootstrap(np.zeros((2, 40)), bounds=(-1, 1))
+    assert crossed == bootstrap(np.zeros(40), bounds=(-1, 1))
+    assert crossed.high == pytest.approx(1 - 0.025 ** (1 / 40))
+    values_SN = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=(3, 20))
+    assert crossed_bootstrap(values_SN, bounds=(-1, 1)) == crossed_bootstrap(values_SN)
+
+
 @pytest.mark.parametrize("values", [[], [0.1, 0.2], [[0.1, float("nan")]]])
 def test_crossed_bootstrap_refuses_what_is_no_table(values):
     with pytest.raises(ValueError, match="shape"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from browser_parts import (
     wait_for,
 )
 from care_runs import care_episode, write_bank, write_care_run, write_swap
-from run_parts import make_metrics, write_study
+from run_parts import make_dialogue, make_metrics, write_study
 
 from threefold.evaluation.calibration import calibrate
 from threefold.report import write_comparison, write_report
@@ -127,6 +128,27 @@ def test_a_hundred_thousand_characters_on_a_line_fit(browser: Any, tmp_path: Pat
         open_part(browser, name)
         assert overflow(browser) <= 0, name
     assert_quiet(browser, "long - Threefold")
+
+
+def test_the_list_shows_what_tells_openings_apart(browser: Any, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    told = "You have to help, and never to hurry. " * 30
+    for group, place in enumerate(("In the kitchen.", "On the sofa.")):
+        episode = make_dialogue(group=group)
+        opening = replace(episode.trajectory.opening, text=f"{told}\n{place}\nWhere is my coat?\n")
+        run.append_rollouts([replace(episode, trajectory=replace(episode.trajectory, opening=opening))])
+    for width, cells in ((1280, 8), (390, 4)):
+        show_at(browser, width)
+        load(browser, write_report(run.path), "#part-episodes")
+        seen = browser.execute_script(
+            "return [...document.querySelectorAll('.list tr')].map((row) => [...row.cells]"
+            ".filter((cell) => cell.offsetParent !== null).map((cell) => cell.textContent))"
+        )
+        assert [len(row) for row in seen] == [cells] * 3
+        assert "opening" in seen[0]
+        assert "true answer" not in seen[0]
+        for place in ("In the kitchen. Where is my coat?", "On the sofa. Where is my coat?"):
+            assert any(place in row for row in seen[1:])
 
 
 # Navigation

@@ -279,3 +279,12 @@ def test_page_escapes_what_a_recipe_says_and_stays_small(make: Make) -> None:
     assert page.count("<script>") == 3  # the page's own
     assert len(page) < 200_000
     assert yaml.safe_load((two / "config.yaml").read_text())["prompt"]["system"] == hostile
+
+
+def test_a_recipe_that_cannot_be_read_is_said_and_differs_in_nothing(make: Make) -> None:
+    right = {"a": [1], "b": [0]}
+    first, second = make("grpo", right), make("other", right)
+    (first / "config.yaml").write_text(": [", encoding="utf-8")
+    found = compare([first, second])
+    assert not found.settings
+    assert any("grpo: config.yaml is not valid YAML" in note for note in found.notes)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from threefold.cli import main
 from threefold.report import write_report
 from threefold.report.episodes import embed, script_json
 from threefold.report.sampling import sample_episodes
@@ -229,6 +230,16 @@ def test_output_can_stand_elsewhere_and_replaces_an_older_one(finished_run: Path
     assert write_report(finished_run, output) == output
     assert output.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert not (finished_run / "report.html").exists()
+
+
+def test_output_that_is_a_folder_is_refused_and_leaves_nothing(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    assert main(["view", str(finished_run), "--output", str(folder)]) == 2
+    assert "pages is a folder; name a file in it" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_output_in_a_folder_that_is_not_there_makes_it(finished_run: Path, tmp_path: Path) -> None:

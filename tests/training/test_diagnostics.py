@@ -60,6 +60,15 @@ def test_dead_groups_and_where_the_gradient_comes_from() -> None:
     assert "ISPO revived 1, 27% of the gradient's weight" in words
 
 
+def test_words_do_not_say_revived_where_no_token_has_an_advantage() -> None:
+    """Group 0's rewards differ, but its advantages do not; then no group's do."""
+    rewards = [1.0, 1.005, 0.0, 0.0, 1.0, 0.0]
+    for values in ([0.0, 0.0, 0.0, 0.0, 2.0, -2.0], [0.0] * 6):
+        words = in_words(diagnose(_batch(), _advantages(values, rewards), OUTCOME_B), "ISPO")
+        assert "ISPO's rewards differ in 1 of them, without any advantage" in words
+        assert "revived" not in words
+
+
 def test_words_for_dead_groups_that_move_without_a_difference_of_rewards() -> None:
     """All-wrong group 1 is pushed down as one: 4 of 8 parts of |A|, and its rewards still span 0."""
     figures = diagnose(

@@ -4,6 +4,7 @@ also broken rules and rewards."""
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
         RecipeError: A run directory holds no model, a number is out of range, or a prompt is too long.
     """
     _check(options)
+    if options.output:
+        _check_output(options.output)
     recipe, folder = _find(options.model, options.data, options.overrides)
     figures: dict[str, Any] = {"model": options.model}
     if recipe.environment.name is None:
@@ -52,6 +55,18 @@ def evaluate_model(options: Namespace) -> dict[str, Any]:
     if options.output:
         options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a file that cannot be written, before the evaluation rather than after it; make its folder."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"--output {output}: {output.parent} cannot be made: {error.strerror}") from error
+    if output.is_dir():
+        raise RecipeError(f"--output {output} is a folder; name a file in it, such as {output / 'eval.json'}")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise RecipeError(f"--output {output} may not be written; give another place")
 
 
 def _on_problems(options: Namespace, recipe: Recipe, folder: str | None) -> list[Evaluation]:
@@ -197,7 +212,7 @@ def _bank(options: Namespace, recipe: Recipe) -> Bank | None:
 
 def _modes(options: Namespace) -> list[tuple[str, float, int, list[int]]]:
     """(name, temperature, samples, k of pass@k) of what is measured."""
-    sampled = (f"{options.samples} samples each", options.temperature, options.samples, options.k)
+    sampled = (f"{options.samples} samples each", options.temperature, options.samples, _ks(options))
     return [("greedy", 0.0, 1, [1]), sampled]
 
 
@@ -225,9 +240,14 @@ def _check(options: Namespace) -> None:
         raise RecipeError(
             "--temperature is that of the samples and must be above 0; greedy is always measured too"
         )
-    too_large = [k for k in options.k if not 1 <= k <= options.samples]
+    too_large = [k for k in _ks(options) if not 1 <= k <= options.samples]
     if too_large:
         raise RecipeError(f"--k {too_large[0]} needs 1 <= k <= --samples, which is {options.samples}")
+
+
+def _ks(options: Namespace) -> list[int]:
+    """The k of pass@k: those that were asked for, else those that the samples allow."""
+    return options.k or [k for k in (1, 4, 8) if k <= options.samples]
 
 
 def _find(name: str, problems: str | None, overrides: Sequence[str]) -> tuple[Recipe, str | None]:
@@ -236,6 +256,11 @@ def _find(name: str, problems: str | None, overrides: Sequence[str]) -> tuple[Re
     if path.suffix in (".yaml", ".yml") and path.is_file():
         raise RecipeError(
             f"{path} is a recipe, not a model; train it, and give the run directory that its run.dir names"
+        )
+    if path.is_dir() and not any((path / file).exists() for file in ("config.yaml", "config.json")):
+        raise RecipeError(
+            f"{path} holds neither a run (config.yaml) nor a model (config.json); give a run directory, a "
+            "model's folder, a hub name, 'embedded' or 'tiny'"
         )
     if not (path / "config.yaml").exists():
         # The way of asking depends on the problems; the tiny model knows one kind alone.

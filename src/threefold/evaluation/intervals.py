@@ -130,7 +130,12 @@ def paired_bootstrap(
 
 
 def crossed_bootstrap(
-    values: ArrayLike, *, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    values: ArrayLike,
+    *,
+    resamples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+    bounds: tuple[float, float] | None = None,
 ) -> Interval:
     """Interval of a mean over training seeds and problems, both of which are a choice that chance made.
 
@@ -141,6 +146,7 @@ def crossed_bootstrap(
     Args:
         values: (S, N) a number for each seed and problem, such as the difference of two methods; finite.
         resamples, level, seed: As for `bootstrap`.
+        bounds: As for `bootstrap`, over the problems: where all values are equal, seeds count as one draw.
 
     Raises:
         ValueError: `values` is not such an array, or `level` or `resamples` is out of range.
@@ -151,6 +157,8 @@ def crossed_bootstrap(
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level must lie in (0, 1) and resamples be 1 or more, got {level} and {resamples}")
     n_seeds, n_problems = values_SN.shape
+    if bounds is not None and np.all(values_SN == values_SN.flat[0]):
+        return _of_equal_values(float(values_SN.flat[0]), n_problems, level, bounds)
     rng = np.random.default_rng(seed)
     seeds_RS = rng.integers(n_seeds, size=(resamples, n_seeds))
     weights_RS = np.stack([np.bincount(row, minlength=n_seeds) for row in seeds_RS]) / n_seeds

@@ -80,6 +80,7 @@ def read_entries(run_dirs: Sequence[Path], notes: list[str]) -> list[Entry]:
             raise FileNotFoundError(
                 f"{run_dir} holds no run: give a directory with config.yaml and after.json"
             )
+        notes.extend(f"{run_dir}: {note}" for note in run.notes if note.startswith("config.yaml"))
         entries.append(Entry(run, read_results(run_dir, notes), flatten(run.config)))
     return entries
 
@@ -125,7 +126,8 @@ def control_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted keys in which recipes differ, those of chance left out."""
+    """Dotted keys in which recipes differ, those of chance left out; one not known differs in none."""
+    settings = [one for one in settings if one]
     keys = dict.fromkeys(key for one in settings for key in one if not _is_chance(key))
     return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
 

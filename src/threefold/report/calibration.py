@@ -48,7 +48,7 @@ def _plot(evaluation: Evaluation) -> str:
         parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{x(1):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
         parts.append(f'<text x="{x(tick):.1f}" y="{y(0) + 16:.1f}" text-anchor="middle">{tick:g}</text>')
-    parts.append(f'<path class="grid" stroke-dasharray="4 4" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
+    parts.append(f'<path class="diagonal" d="M{x(0)} {y(0)}L{x(1)} {y(1)}"/>')
     parts.append(f'<text x="{x(0.5)}" y="{y(0) + 31}" text-anchor="middle">confidence</text>')
     points = [(x(row["confidence"]), y(row["accuracy"])) for row in rows]
     line = "L".join(f"{a:.1f} {b:.1f}" for a, b in points)

@@ -321,10 +321,10 @@ def _difference(paired: _Paired, count: int, controls: Sequence[tuple[Arm, Arm]]
 
 
 def _interval(difference_SN: np.ndarray, level: float, share: bool) -> Interval:
-    if len(difference_SN) > 1:
-        return crossed_bootstrap(difference_SN, level=level)
-    only_N = difference_SN[0]
     bounds = (-1.0, 1.0) if share else None
+    if len(difference_SN) > 1:
+        return crossed_bootstrap(difference_SN, level=level, bounds=bounds)
+    only_N = difference_SN[0]
     return paired_bootstrap(np.zeros_like(only_N), only_N, level=level, bounds=bounds)
 
 

@@ -78,7 +78,13 @@ def anchor(name: str) -> str:
 
 
 def write_page(path: Path, html: str) -> Path:
-    """Write a page whole or not at all; an older one is replaced, a missing folder made."""
+    """Write a page whole or not at all; an older one is replaced, a missing folder made.
+
+    Raises:
+        IsADirectoryError: The path is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it, such as {path / 'report.html'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     # A lone surrogate can stand in JSON but not in UTF-8; it becomes a question mark.

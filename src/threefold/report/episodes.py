@@ -110,7 +110,7 @@ def _episode(record: Credited, group: Group) -> dict[str, Any]:
         "member": episode.member,
         "task": _short(episode.task_id),
         "environment": _short(episode.environment),
-        "question": _short(_task_field(episode, "question", "problem") or episode.opening.text),
+        "question": _short(_task_field(episode, "question", "problem")) or _end(episode.opening.text),
         "given": _short(_given(record)),
         "truth": _short(_task_field(episode, "answer", "solution", "ground_truth", "target")),
         "success": episode.success,
@@ -259,6 +259,13 @@ def _number(value: Any) -> float | int | None:
 
 def _short(text: Any) -> str:
     return _cut(str(text), FIELD_LIMIT)
+
+
+def _end(text: str) -> str:
+    """An opening, whose end tells tasks apart: instructions and skills stand before it."""
+    if len(text) <= FIELD_LIMIT:
+        return text
+    return f"[{len(text) - FIELD_LIMIT:,} characters more in rollouts.jsonl] {text[-FIELD_LIMIT:]}"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -199,7 +199,9 @@ class Console:
         if self._json:
             self._emit("result", **summary)
             return
-        table = Table("held out", "decoding", "before", "after", "gain, paired 95 % interval")
+        table = Table()
+        for head in ("held out", "decoding", "before", "after", "gain, paired 95 % interval"):
+            table.add_column(head, overflow="fold")  # a narrow terminal breaks figures, and never cuts them
         gains = {(g["score"], g["mode"]): g for g in summary["gains"]}
         before = {e["mode"]: e for e in summary["evaluations"] if e["when"] == "before"}
         for after in (e for e in summary["evaluations"] if e["when"] == "after"):

@@ -185,8 +185,10 @@ def in_words(figures: dict[str, float], method: str, *, kl: float = 0.0) -> str:
         parts[0] += f" ({dead - right} all wrong, {right} all right)"
     still_dead = round(figures["signal/dead_composite@0"] * groups)
     share = figures.get("signal/gradient_share_dead", 0.0)
-    if dead > still_dead:
-        weight = f"{share:.0%}" if share == 0 or share >= 0.01 else "less than 1%"
+    if dead > still_dead and not share:
+        parts.append(f"{method}'s rewards differ in {dead - still_dead} of them, without any advantage")
+    elif dead > still_dead:
+        weight = f"{share:.0%}" if share >= 0.01 else "less than 1%"
         parts.append(f"{method} revived {dead - still_dead}, {weight} of the gradient's weight")
     elif share:  # by advantages that are not differences of rewards, such as those of single tokens
         parts.append(f"{method} gave them {share:.0%} of the gradient's weight")

@@ -23,6 +23,7 @@ from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.engine import build_sampler, check_sampler
 from threefold.training.loggers import group_metrics, set_places
+from threefold.training.resuming import check_resumed
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.skills import build_evolution, check_skills, join_policy
 from threefold.training.trl_config import peft_config, trl_config, weights_dtype
@@ -140,7 +141,8 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
 
     Raises:
         FileExistsError: The run directory holds a run and `resume` is not set.
-        RecipeError, ValueError: Something is wrong that can be known before the first step.
+        RecipeError, ValueError: Something is wrong that can be known before the first step, as a
+            run of another recipe that is to be resumed.
     """
     import torch
 
@@ -153,6 +155,8 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     processes, main = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
     run = RunDirectory(recipe.run.dir, resume=resume, append=not main)
     prepared = prepare(recipe, processes=processes)
+    if resume:
+        check_resumed(recipe, run, prepared.plan.updates_per_step)
     if main:
         run.write_config(recipe.to_yaml())
     creators = ThreadPoolExecutor(1, "skill-creator")

@@ -27,6 +27,7 @@ from typing import Any
 
 from threefold.evaluation.episodes import EpisodeEvaluation
 from threefold.evaluation.evaluate import Evaluation
+from threefold.recipe import RecipeError
 from threefold.trajectory import Credited, to_json
 
 ROLLOUT_BYTES = 64 * 2**20
@@ -51,6 +52,7 @@ class RunDirectory:
         Raises:
             FileExistsError: The folder holds a run and neither flag is set.
             FileNotFoundError: `resume` is set and there is no checkpoint.
+            RecipeError: The folder cannot be made.
         """
         self.path = Path(path)
         if resume and self.latest_checkpoint() is None:
@@ -63,7 +65,11 @@ class RunDirectory:
                 f"{self.path} already holds a run; give another run.dir, continue it with --resume, "
                 "or delete it with --overwrite"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise RecipeError(f"run.dir = {self.path} cannot be made a folder: {reason}") from error
 
     def latest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest step that was written whole, None where there is none."""

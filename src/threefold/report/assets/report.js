@@ -80,8 +80,10 @@ function build(root) {
   controls.text = element("input", { type: "search", placeholder: "question, answer or text" });
   controls.text.addEventListener("input", filter);
   filters.append(element("label", { className: "search" }, "Search", controls.text));
-  const heads = [["step", ""], ["group", ""], ["member", ""], ["question", "wide"], ["answer given", "middle"],
-    ["true answer", "middle"], ["outcome", "middle"], ["reward", "number"], ["advantage", "number"]];
+  const dialogues = episodes.every(hasNoAnswer);
+  const heads = columns([["step", ""], ["group", "roomy"], ["member", "roomy"], [dialogues ? "opening" : "question", "wide"],
+    [dialogues ? "last action" : "answer given", "middle roomy"], ["true answer", "middle roomy"], ["outcome", "middle"],
+    ["reward", "number roomy"], ["advantage", "number"]]);
   const head = element("tr", {},
     ...heads.map(([text, className]) => element("th", { textContent: text, className, scope: "col" })));
   body = element("tbody");
@@ -91,6 +93,21 @@ function build(root) {
   body.addEventListener("click", (event) => openRow(event.target.closest("tr")));
   body.addEventListener("keydown", moveInTable);
   filter();
+}
+
+function hasNoAnswer(e) { // a dialogue has none to compare
+  return Boolean(e.environment) && !e.truth;
+}
+
+// The true answer, the sixth, is left out where no episode has one.
+function columns(all) {
+  return episodes.some((e) => e.truth) ? all : all.toSpliced(5, 1);
+}
+
+// Long openings begin alike (instructions, skills): what tells tasks apart stands at their end.
+function asked(e) {
+  if (!hasNoAnswer(e)) return e.question.slice(-400);
+  return e.question.split("\n").filter((line) => line.trim()).slice(-2).join(" ");
 }
 
 function filter() {
@@ -112,9 +129,9 @@ function show() {
   body.replaceChildren(...rows.map((e, i) => {
     const cell = (text, className = "") => element("td", { textContent: text, className, title: String(text) });
     const row = element("tr", { tabIndex: i ? -1 : 0 },
-      cell(e.step), cell(e.group), cell(e.member), cell(e.question.slice(-400), "isolate"), cell(e.given, "isolate"),
-      cell(e.truth, "isolate"), cell(outcome(e) + (e.dead ? ", dead" : ""), outcome(e)),
-      cell(number(e.reward), "number"), cell(e.advantage === null ? "none" : signed(e.advantage), "number"));
+      ...columns([cell(e.step), cell(e.group, "roomy"), cell(e.member, "roomy"), cell(asked(e), "isolate"),
+        cell(e.given, "isolate roomy"), cell(e.truth, "isolate roomy"), cell(outcome(e) + (e.dead ? ", dead" : ""), outcome(e)),
+        cell(number(e.reward), "number roomy"), cell(e.advantage === null ? "none" : signed(e.advantage), "number")]));
     row.dataset.index = from + i;
     return row;
   }));
@@ -174,7 +191,7 @@ function facts(e) {
   const add = (name, value, className = "") => list.append(element("div", {},
     element("dt", { textContent: name }), element("dd", { textContent: value, className })));
   add("Outcome", outcome(e), outcome(e));
-  if (e.truth || !e.environment) { // a dialogue has no answer to compare
+  if (!hasNoAnswer(e)) {
     add("Answer given", e.given || "none found", "isolate");
     add("True answer", e.truth || "not recorded", "isolate");
   }
