@@ -14,11 +14,11 @@ n / (TRL's row count): all three are linear in the advantage at a fixed sign. Ot
 `why_not` names the reason.
 
 TRL runs a fixed number of micro-batches an update. Those that stay empty are empty dictionaries here, and
-are skipped, but never all of them: where no row has an advantage the shortest is forwarded, because a gradient
-of zero is not no gradient. An optimizer with momentum or weight decay moves the weights with the first and
-leaves them with the second, and processes sum gradients up in the backward of the last micro-batch. Several
-processes, whose losses gather one figure a row from each other, agree on row counts first, and fill up with
-idle rows.
+are skipped, but never all of them: where no row has an advantage the shortest is forwarded, because a
+gradient of zero is not no gradient. An optimizer with momentum or weight decay moves the weights with the
+first and leaves them with the second, and processes sum gradients up in the backward of the last micro-batch.
+Several processes, whose losses gather one figure a row from each other, agree on row counts first, and fill
+up with idle rows.
 """
 
 from __future__ import annotations
