@@ -77,7 +77,7 @@ def share_prompts(model: PreTrainedModel) -> None:
     if reason is not None:
         raise ValueError(f"prompts cannot be shared: {reason}")
     plain_forward = model.forward
-    widest = _widest(model.config.get_text_config())
+    widest = rotated_alike(model.config.get_text_config())
 
     @functools.wraps(plain_forward)
     def forward(
@@ -123,7 +123,7 @@ def _may_keep_keys(model: Any) -> bool:
     )
 
 
-def _widest(config: Any) -> float:
+def rotated_alike(config: Any) -> float:
     """Most columns, padding included, up to which a token is rotated alike however many columns are forwarded
     with it."""
     rope = getattr(config, "rope_parameters", None) or {}
