@@ -137,6 +137,7 @@ def test_where_it_would_not_be_exact_it_stays_off_and_says_why(build, model_fold
     with caplog.at_level("INFO", logger="threefold"):
         trainer = build(args=args, model=str(model_folder), speedups=Speedups())
     assert f"speed-up repack is off: {reason}" in caplog.text
+    assert "speed-up drop_dead is off: " in caplog.text
     assert relative_difference(expected, gradient(trainer)) < 1e-5  # shared prompts stay on, and exact
 
 
