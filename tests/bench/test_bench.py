@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +165,23 @@ def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert "group must be at least 2, got 1" in capsys.readouterr().err
     assert main(["bench", "update", "--quick", "--micro-batch", "3"]) == 2
     assert "micro_batch 3 does not divide a step's 8 episodes" in capsys.readouterr().err
+    for name, value in (("micro-batch", 0), ("threads", 0), ("warm-up", -1), ("seed", -1)):
+        assert main(["bench", "credit", f"--{name}", str(value)]) == 2
+        assert f"{name.replace('-', '_')} must be at least {value + 1}, got" in capsys.readouterr().err
     assert main(["bench", "credit", "--quick", "--baseline", str(tmp_path)]) == 2
     assert "run `threefold bench credit --output" in capsys.readouterr().err
+
+
+def test_a_baseline_of_other_work_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    past = write(tmp_path, "update", [cell(0.5)], Options(prompt=64), command="bench it", before="")
+    assert main(["bench", "update", "--baseline", str(tmp_path)]) == 2
+    assert "was measured with prompt=64, not 512" in capsys.readouterr().err
+    assert main(["bench", "credit", "--baseline", str(past)]) == 2
+    assert f"the baseline {past} is of update, not of credit" in capsys.readouterr().err
+    past.write_text("a page", encoding="utf-8")
+    assert main(["bench", "update", "--baseline", str(past)]) == 2
+    assert "is no file that `threefold bench` wrote" in capsys.readouterr().err
+    assert Options(rounds=9, threads=1).differences(asdict(Options())) == []
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:

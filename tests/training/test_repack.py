@@ -85,11 +85,37 @@ def test_an_update_of_several_in_a_generation(build):
     assert relative_difference(expected, gradient(trainer)) < 1e-5
 
 
-def test_a_batch_without_any_advantage_costs_no_forward(build):
+def test_a_batch_without_any_advantage_costs_one_row(build):
     trainer = build(args=ONE_STEP, reward_funcs=lambda completions, **_: [1.0] * 16, speedups=Speedups())
     forwarded = rows_forwarded(trainer)
     assert all(not change.any() for change in gradient(trainer))
-    assert forwarded == []
+    assert forwarded == [1]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"optim": "adamw_torch", "learning_rate": 1e-2, "weight_decay": 0.1},
+        {"optim": "sgd", "optim_args": "momentum=0.9"},
+    ],
+    ids=lambda optimizer: optimizer["optim"],
+)
+def test_a_step_without_any_advantage_moves_the_weights_as_trls_does(build, optimizer):
+    """Its gradient is zero, and not none: momentum and weight decay go on."""
+
+    def first_step_alone() -> Any:
+        calls: list[int] = []
+
+        def reward(completions: list[Any], **columns: Any) -> list[float]:
+            calls.append(len(completions))
+            return [float(i % 3) * (len(calls) == 1) for i in range(len(completions))]
+
+        return reward
+
+    args = {**ONE_STEP, **optimizer, "max_steps": 3, "lr_scheduler_type": "constant"}
+    expected = gradient(build(GRPOTrainer, args=args, reward_funcs=first_step_alone()))
+    moved = gradient(build(args=args, reward_funcs=first_step_alone(), speedups=Speedups()))
+    assert relative_difference(expected, moved) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -111,6 +137,7 @@ def test_where_it_would_not_be_exact_it_stays_off_and_says_why(build, model_fold
     with caplog.at_level("INFO", logger="threefold"):
         trainer = build(args=args, model=str(model_folder), speedups=Speedups())
     assert f"speed-up repack is off: {reason}" in caplog.text
+    assert "speed-up drop_dead is off: " in caplog.text
     assert relative_difference(expected, gradient(trainer)) < 1e-5  # shared prompts stay on, and exact
 
 
@@ -128,8 +155,8 @@ def test_episodes_are_recorded_whole_and_unseen_entropies_are_left_out(build, tm
         assert seen == [any(episode.advantages[0])] * len(seen)
 
 
-def test_a_step_without_any_forward_does_not_confuse_the_next(build, tmp_path):
-    """Nothing of a recorded step is observed where all its groups are dead; the next one measures signals."""
+def test_a_step_of_one_dead_row_does_not_confuse_the_next(build, tmp_path):
+    """One row of a recorded step is observed where all its groups are dead; the next one measures signals."""
     rewards = {"dead": False}
 
     def reward(completions: Any, **columns: Any) -> list[float]:
@@ -198,7 +225,8 @@ def test_every_row_with_an_advantage_is_kept_once_and_whole(data):
     full = [part for part in packed if part]
     assert packed[len(packed) - len(full) :] == full  # what is empty comes first
     kept = sorted(row for part in full for row in part["row"].tolist())
-    assert kept == [row for row in range(rows) if advantages[row]]
+    alive = [row for row in range(rows) if advantages[row]]
+    assert kept == (alive or [lengths.index(min(lengths))])  # one row where none has an advantage
     for part in full:
         assert part["completion_mask"].sum(dim=1).tolist() == [lengths[r] for r in part["row"].tolist()]
         assert part["completion_ids"].size(1) == max(lengths[r] for r in part["row"].tolist())

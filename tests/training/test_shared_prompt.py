@@ -35,6 +35,23 @@ MODELS = {
     ),
     "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**WINDOW)),
 }
+KINDS = tuple(MODELS)
+CHANGES_WITH_LENGTH = {
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+        "original_max_position_embeddings": 24,
+    },
+}
+"""Rotations that differ for rows of more than 24 tokens."""
+for _name, _rope in CHANGES_WITH_LENGTH.items():
+    _length = {"max_position_embeddings": 24 if _name == "dynamic" else 256}
+    MODELS[_name] = lambda rope=_rope, length=_length: transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**SIZES, **length}, rope_parameters=dict(rope))
+    )
 PROMPTS, GROUP, PROMPT, COMPLETION = 3, 4, 20, 10
 
 
@@ -121,7 +138,7 @@ def random_ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, 99, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_answers_and_the_gradient_are_those_of_trls_forward(kind):
     rows = batch()
     # No more than the prompts once each, without padding, and their last token with every completion.
@@ -129,7 +146,7 @@ def test_the_answers_and_the_gradient_are_those_of_trls_forward(kind):
     assert 0 < compared(kind, rows) <= PROMPTS * (PROMPT - 2 - 1) + PROMPTS * GROUP * (1 + longest)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_dialogues_share_the_turns_that_they_have_in_common(kind):
     """Four dialogues of one opening: two part after the second turn, a third after the first."""
     opening, first, second = random_ids(150, 0), random_ids(100, 1), random_ids(100, 2)
@@ -202,6 +219,14 @@ def test_a_row_that_scores_nothing():
     compared("llama", rows)
 
 
+@pytest.mark.parametrize("kind", CHANGES_WITH_LENGTH)
+def test_rows_beyond_the_length_where_the_rotation_changes_are_left_to_trl(kind):
+    short = batch(prompt=14)  # 24 columns
+    assert compared(kind, short) < short["input_ids"].numel()
+    long = batch()
+    assert compared(kind, long) == long["input_ids"].numel()
+
+
 def test_a_row_with_a_hole_is_left_to_trl():
     rows = batch()
     rows["attention_mask"][0, PROMPT - 3] = 0
@@ -234,4 +259,8 @@ def test_models_that_it_would_change_are_refused():
     assert "experts" in why_not(experts)
     dropping = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, attention_dropout=0.1))
     assert "dropout" in why_not(dropping)
+    normed = transformers.HunYuanDenseV1ForCausalLM(
+        transformers.HunYuanDenseV1Config(**SIZES, head_dim=8, pad_id=0)
+    )
+    assert "normalises rotated queries and keys" in why_not(normed)
     assert why_not(model_of("llama")) is None

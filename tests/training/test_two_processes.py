@@ -88,9 +88,11 @@ def test_signals_and_record_keep_the_order_of_the_rows(ranks, make_model):
         assert record.advantages[0][-1] == pytest.approx(float(one["kept"][0]["values"][row]), abs=1e-5)
 
 
-def test_speedups_give_the_same_gradient_on_two_processes(tmp_path):
-    """Under DDP, with micro-batches that are empty on one process and not on the other."""
-    run_two(tmp_path, "one-update")
+@pytest.mark.parametrize("update", ["one-update", "dead-end"])
+def test_speedups_give_the_same_gradient_on_two_processes(tmp_path, update):
+    """Under DDP, with micro-batches that are empty on one process and not on the other; and where the last of
+    the update, in whose backward the processes sum their gradients up, has nothing with an advantage."""
+    run_two(tmp_path, update)
     for rank in (0, 1):
         plain, fast = (torch.load(tmp_path / f"{name}{rank}.pt") for name in ("plain", "fast"))
         size = sum(float((a**2).sum()) for a in plain) ** 0.5

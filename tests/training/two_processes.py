@@ -1,6 +1,6 @@
 """One of two processes of `test_two_processes`: trains, then writes what it saw to a folder.
 
-Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER [one-update]
+Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER [one-update | dead-end]
 """
 
 import sys
@@ -40,8 +40,22 @@ def some_groups(completions, answer, **columns):
     return [float(ord((text or "a")[0])) if int(a) % 2 else 0.0 for text, a in pairs]
 
 
-def one_update(folder: Path) -> None:
-    """The weights after one step of plain gradient descent, with and without speed-ups."""
+def first_generation_alone():
+    """Rewards that differ the first time that they are asked for, and are all equal afterwards."""
+    calls = []
+
+    def reward(completions, **columns):
+        calls.append(len(completions))
+        return [float(i % 3) * (len(calls) == 1) for i in range(len(completions))]
+
+    return reward
+
+
+def one_update(folder: Path, *, dead_end: bool) -> None:
+    """The weights after one step of plain gradient descent, with and without speed-ups.
+
+    With `dead_end` the update takes two generation batches, and in the second no row has an advantage.
+    """
     for name, speedups in (("plain", None), ("fast", Speedups())):
         args = GRPOConfig(
             output_dir=str(folder / "trl"),
@@ -54,6 +68,7 @@ def one_update(folder: Path) -> None:
             max_grad_norm=0.0,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
+            steps_per_generation=2 if dead_end else 4,
             num_generations=4,
             max_completion_length=8,
             max_steps=1,
@@ -63,7 +78,7 @@ def one_update(folder: Path) -> None:
         )
         trainer = ThreefoldTrainer(
             model=tiny_model(),
-            reward_funcs=some_groups,
+            reward_funcs=first_generation_alone() if dead_end else some_groups,
             args=args,
             train_dataset=sums(),
             processing_class=tiny_tokenizer(),
@@ -79,8 +94,8 @@ def one_update(folder: Path) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    if "one-update" in sys.argv:
-        one_update(folder)
+    if len(sys.argv) > 2:
+        one_update(folder, dead_end="dead-end" in sys.argv)
         return
     # A generation batch is two rows on each of two processes: its one group of four spans both.
     args = GRPOConfig(

@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
         The exit status: 1 where a ratio is worse than the baseline's, else 0.
 
     Raises:
-        ValueError: There is no such bench, or an option is out of range.
+        ValueError: There is no such bench, an option is out of range, or the baseline is of another bench or
+            was measured with other options.
         FileNotFoundError: The baseline has no figures of a bench that was run.
     """
     if arguments.list:
@@ -43,7 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"there is no bench {name!r}{hint} (choose from {', '.join(BENCHES)})")
     options = options_of(arguments)
-    baseline = {name: _baseline(arguments.baseline, name) for name in names}
+    baseline = {name: _baseline(arguments.baseline, name, options) for name in names}
+    if arguments.baseline is not None and not any(baseline.values()):
+        of_bench = read(arguments.baseline)["bench"]
+        raise ValueError(f"the baseline {arguments.baseline} is of {of_bench}, not of {', '.join(names)}")
     worse: list[str] = []
     for name in names:
         cells = _measured(name, options, arguments.output)
@@ -80,7 +84,7 @@ def _measured(name: str, options: Options, output: Path) -> list[Cell]:
     return cells
 
 
-def _baseline(path: Path | None, name: str) -> list[Cell] | None:
+def _baseline(path: Path | None, name: str, options: Options) -> list[Cell] | None:
     if path is None:
         return None
     file = path / f"{name}.json" if path.is_dir() else path
@@ -89,4 +93,13 @@ def _baseline(path: Path | None, name: str) -> list[Cell] | None:
             f"the baseline {file} is missing; run `threefold bench {name} --output {path}`"
         )
     data = read(file)
-    return data["cells"] if data["bench"] == name else None
+    if data["bench"] != name:
+        return None
+    # The batches of `credit` are the same whatever is asked for.
+    differences = [] if name == "credit" else options.differences(data["options"])
+    if differences:
+        raise ValueError(
+            f"the baseline {file} was measured with {', '.join(differences)}: ratios of different work say "
+            f"nothing about speed; its command was `{data['command']}`"
+        )
+    return data["cells"]

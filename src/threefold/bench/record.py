@@ -43,10 +43,24 @@ class Options:
     """CPU threads; None leaves torch's choice."""
     gradient_checkpointing: bool = False
 
+    def differences(self, others: Mapping[str, Any]) -> list[str]:
+        """What these options measure that others, as a bench's file has them, do not, in words: all but how
+        often, on how many threads and with which seed."""
+        mine = asdict(self)
+        names = mine.keys() - {"rounds", "warm_up", "threads", "seed"}
+        return [
+            f"{name}={others[name]}, not {mine[name]}"
+            for name in sorted(names & others.keys())
+            if others[name] != mine[name]
+        ]
+
     def __post_init__(self) -> None:
-        for name in ("prompt", "completion", "groups", "group", "turns", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("prompt", "completion", "groups", "group", "micro_batch", "turns", "rounds", "threads")
+        least = {**dict.fromkeys(counts, 1), "warm_up": 0, "seed": 0}
+        for name, at_least in least.items():
+            value = getattr(self, name)
+            if value is not None and value < at_least:
+                raise ValueError(f"{name} must be at least {at_least}, got {value}")
         if self.group < 2:
             raise ValueError(f"group must be at least 2, got {self.group}: advantages compare its members")
         if self.micro_batch is not None and self.groups * self.group % self.micro_batch:
@@ -124,7 +138,10 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: It is no such file, or of a newer version.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no file that `threefold bench` wrote: {error}") from error
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, int) or "cells" not in data:
         raise ValueError(f"{path} is no file that `threefold bench` wrote")

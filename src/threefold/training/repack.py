@@ -14,8 +14,11 @@ n / (TRL's row count): all three are linear in the advantage at a fixed sign. Ot
 `why_not` names the reason.
 
 TRL runs a fixed number of micro-batches an update. Those that stay empty are empty dictionaries here, and
-are skipped. Several processes, whose losses gather one figure a row from each other, agree on row counts
-first, and fill up with idle rows.
+are skipped, but never all of them: where no row has an advantage the shortest is forwarded, because a
+gradient of zero is not no gradient. An optimizer with momentum or weight decay moves the weights with the
+first and leaves them with the second, and processes sum gradients up in the backward of the last micro-batch.
+Several processes, whose losses gather one figure a row from each other, agree on row counts first, and fill
+up with idle rows.
 """
 
 from __future__ import annotations
@@ -80,7 +83,8 @@ def repack(
             alone are dropped, and idle ones are of them.
 
     Returns:
-        As many entries as were given: an empty dictionary for each that has no rows, then those that have.
+        As many entries as were given: an empty dictionary for each that has no rows, then those that have, at
+        least one.
     """
     rows_each = len(micro_batches[0]["advantages"])
     merged = _merged(micro_batches)
@@ -89,7 +93,8 @@ def repack(
         kept = (~merged[without_kl]).nonzero()[:, 0].tolist()
     elif drop_dead:
         kept = _alive(merged)
-    chunks = _filled(merged, kept, len(micro_batches), rows_each, shared=shared) if kept else []
+    kept = kept or [_shortest(merged)]
+    chunks = _filled(merged, kept, len(micro_batches), rows_each, shared=shared)
     packed = [_trimmed(_rows(merged, rows)) for rows in chunks]
     # Empty ones first: DDP adds the processes' gradients up in the backward of the last one.
     empty = len(micro_batches) - len(chunks)
@@ -177,6 +182,13 @@ def _alive(batch: MicroBatch) -> list[int]:
     advantages = batch["advantages"]
     values_BT = advantages if advantages.dim() == 2 else advantages.unsqueeze(1)
     return ((values_BT != 0) & mask_BT).any(dim=1).nonzero()[:, 0].tolist()
+
+
+def _shortest(batch: MicroBatch) -> int:
+    """The row with the fewest tokens, of those with any that count."""
+    completion_B = batch["completion_mask"].sum(dim=1)
+    tokens_B = batch["prompt_mask"].sum(dim=1) + completion_B
+    return int(torch.where(completion_B > 0, tokens_B, tokens_B.max() + 1).argmin())
 
 
 def _filled(

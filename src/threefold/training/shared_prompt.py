@@ -18,6 +18,7 @@ hands over to TRL's own wherever this arithmetic would not be exact, and `why_no
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ from threefold.training.prefixes import Pass, left_aligned, plan
 _ATTENTION = ("sdpa", "eager")
 """Attention whose mask may start behind a past."""
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
+_BY_LENGTH = ("dynamic", "longrope")
+"""Rotations whose frequencies depend on how long the forwarded rows are."""
+_NORMED_ONCE_ROTATED = ("hunyuan_v1_dense",)
+"""Models that weigh the channels of queries and keys after the rotation, so that where a row stands counts,
+and not only how far its tokens are apart."""
 
 
 def why_not(model: PreTrainedModel) -> str | None:
@@ -45,8 +51,10 @@ def why_not(model: PreTrainedModel) -> str | None:
         return f"attention {config._attn_implementation!r} is not one of {', '.join(_ATTENTION)}"
     if not any(getattr(config, name, None) is not None for name in _ROTARY):
         return f"{type(model).__name__} has absolute positions, which the removed padding would move"
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"}:
+    if config.model_type in _NORMED_ONCE_ROTATED:
+        return f"{type(model).__name__} normalises rotated queries and keys, which the removed padding moves"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
         return f"{type(model).__name__} has layers without keys and values: {', '.join(sorted(kinds))}"
     if getattr(config, "num_kv_shared_layers", None):
         return f"layers of {type(model).__name__} read the keys and values of others"
@@ -69,6 +77,7 @@ def share_prompts(model: PreTrainedModel) -> None:
     if reason is not None:
         raise ValueError(f"prompts cannot be shared: {reason}")
     plain_forward = model.forward
+    widest = rotated_alike(model.config.get_text_config())
 
     @functools.wraps(plain_forward)
     def forward(
@@ -86,6 +95,7 @@ def share_prompts(model: PreTrainedModel) -> None:
             others["fused_lm_head"] = True
         ours = fused_lm_head and len(given) == 3 and not args and set(others) == {"fused_lm_head"}
         ours = ours and not hasattr(self, "_threefold_plain") and _may_keep_keys(self)
+        ours = ours and given["input_ids"].size(1) <= widest
         if not ours or not _are_runs(given["attention_mask"], given["labels"]):
             return plain_forward(*args, **given, **others)
         return _scored(self, plain_forward, **given)
@@ -111,6 +121,18 @@ def _may_keep_keys(model: Any) -> bool:
         getattr(layer._gradient_checkpointing_func, "keywords", {}).get("use_reentrant") is False
         for layer in _checkpointed(model)
     )
+
+
+def rotated_alike(config: Any) -> float:
+    """Most columns, padding included, up to which a token is rotated alike however many columns are forwarded
+    with it."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    # One rotation for all layers, or one for each kind of them.
+    of_layers = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    by_length = [one for one in of_layers if one.get("rope_type") in _BY_LENGTH]
+    lengths = [one.get("original_max_position_embeddings") for one in by_length]
+    known = [length for length in lengths if length is not None]
+    return min([*known, config.max_position_embeddings]) if by_length else math.inf
 
 
 def _checkpointed(model: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParamete
 from threefold.rollout.samplers.compiled_decoding import CompiledDecoding
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
+from threefold.training.shared_prompt import rotated_alike
 from threefold.training.trl_seam.update import UpdateSeam
 
 _BATCH = 256
@@ -286,8 +288,10 @@ class TrlSeam(UpdateSeam):
 
     def _sampled_scores(self, generation: Generation, n_completion: int) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and entropies (B, T) that the samples were drawn with; None where they are not
-        these episodes', or where half precision lets decoding and a whole forward differ."""
+        these episodes', or where half precision, or a rotation that changes with length, lets decoding and a
+        whole forward differ."""
         exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
+        exact = exact and rotated_alike(self.model.config.get_text_config()) == math.inf
         if not (exact and self._uses_sampled_scores) or len(generation.sampled) != 1:
             return None
         n_rows = len(generation.completion_ids)

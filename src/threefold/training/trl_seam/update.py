@@ -78,6 +78,9 @@ class UpdateSeam(ScoringSeam):
             if getattr(wanted, name) and reason is not None:
                 logger.info("speed-up %s is off: %s", name, reason)
                 wanted = replace(wanted, **{name: False})
+        if wanted.drop_dead and not wanted.repack:
+            logger.info("speed-up drop_dead is off: rows are left out where an update is repacked")
+            wanted = replace(wanted, drop_dead=False)
         self._speedups = wanted
         if wanted.share_prompts:
             for scored in (inner, *self._frozen_models()):
