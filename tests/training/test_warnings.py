@@ -126,6 +126,15 @@ def test_any_history_is_read_and_each_cause_is_told_once(history: list[dict[str,
     assert set(causes(history)) <= set(told)
 
 
+@pytest.mark.parametrize("turns", [{}, {"turns/per_episode": 4.0}])
+def test_a_watch_over_all_steps_says_what_the_whole_history_says(turns: dict[str, float]) -> None:
+    history = [{**step, **turns} for step in course("signal/dead_all_wrong", 1.0, 1.0)]
+    watch = Watch()
+    told = [alarm for step in history for alarm in watch.step(step)]
+    assert told == alarms(history, {})
+    assert ("ispo" in told[0].remedy) is not bool(turns)  # in dialogues other rewards may teach
+
+
 def test_what_is_not_finite_or_no_number_is_left_out() -> None:
     watch = Watch()
     for step in course("kl", 0.0, 0.5):

@@ -218,10 +218,12 @@ def _dominant_channel(history: History, weights: Mapping[str, float]) -> Alarm |
     meant = abs(weights.get(largest, 1.0)) / sum(abs(weights.get(name, 1.0)) for name in spreads)
     if spreads[largest] < DOMINANT * total or meant >= INTENDED:
         return None
-    others = ", ".join(name for name in spreads if name != largest)
+    others = [name for name in spreads if name != largest]
+    hardly = "hardly counts" if len(others) == 1 else "hardly count"
     return Alarm(
         "one reward dominates",
-        f"{spreads[largest] / total:.0%} of what the rewards differ by is {largest}: {others} hardly count",
+        f"{spreads[largest] / total:.0%} of what the rewards differ by is {largest}: "
+        f"{', '.join(others)} {hardly}",
         f"Unless the others are satisfied already: lower the weight of {largest}, or take a method that "
         "normalises each channel by itself (T2GRPO, GDPO)",
     )
@@ -245,6 +247,7 @@ _WATCHED = frozenset(
         "certainty/confidence_right",
         "certainty/confidence_wrong",
         "turns/violations",
+        "turns/per_episode",
         "skills/bank_size",
         "skills/fired",
         "completions/clipped_ratio",
