@@ -167,12 +167,28 @@ def test_a_finished_run_can_be_made_longer(recipe, tmp_path):
     assert steps(tmp_path / "run") == [1, 2, 3]
 
 
+def test_a_finished_run_that_is_resumed_is_measured_again_and_not_trained_on(recipe, tmp_path, capsys):
+    path, run = recipe(), tmp_path / "run"
+    kept = ("metrics.jsonl", "rollouts.jsonl", "model/model.safetensors")
+    assert main(["train", str(path), "--quiet"]) == 0
+    before = [(run / name).read_bytes() for name in kept]
+    scores = [e["scores"] for e in json.loads((run / "evaluation.json").read_text())["evaluations"]]
+    (run / "evaluation.json").unlink()
+    capsys.readouterr()
+    assert main(["train", str(path), "--resume"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "all 2 steps are trained already; raise training.steps to go on" in said
+    assert [(run / name).read_bytes() for name in kept] == before
+    again = json.loads((run / "evaluation.json").read_text())["evaluations"]
+    assert [e["scores"] for e in again] == scores
+
+
 def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(recipe, tmp_path):
     path = recipe(**{"evaluation.before": False, "evaluation.after": False, "training.steps": 5000})
     run, log = tmp_path / "run", tmp_path / "log.txt"
     with open(log, "w", encoding="utf-8") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "threefold.cli", "train", str(path)],
+            [sys.executable, "-m", "threefold", "train", str(path)],
             stdout=out,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},

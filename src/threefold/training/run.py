@@ -176,11 +176,18 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     checkpoint = run.latest_checkpoint() if resume else None
     if checkpoint is not None and main:
         run.drop_after(int(checkpoint.name.rpartition("-")[2]))
-    if main:
-        done = int(checkpoint.name.rpartition("-")[2]) // prepared.plan.updates_per_step if checkpoint else 0
+    done = int(checkpoint.name.rpartition("-")[2]) // prepared.plan.updates_per_step if checkpoint else 0
+    finished = done == recipe.training.steps
+    if main and finished:
+        console.print(f"all {done} steps are trained already; raise training.steps to go on")
+    elif main:
         console.training(recipe.training.steps, done)
+    stopped = False
     try:
-        stopped = _fit(trainer, checkpoint)
+        if checkpoint is not None and finished:
+            trainer.restore(checkpoint)
+        else:
+            stopped = _fit(trainer, checkpoint)
     finally:
         console.finish()
         creators.shutdown(wait=False, cancel_futures=True)

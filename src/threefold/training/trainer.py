@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from threefold.answers import AnswerFormat, answer_format
 from threefold.credit import Advantages, CreditBatch, CreditEstimator, Signal, Signals
@@ -547,13 +547,22 @@ class ThreefoldTrainer(TrlSeam):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._bank_play is not None and checkpoint is not None:
-            self._bank_play.load(Path(checkpoint))
-        path = os.path.join(checkpoint, _STATE_FILE) if checkpoint is not None else ""
-        if not os.path.exists(path):
+        if checkpoint is not None:
+            self._load_ours(Path(checkpoint))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Be as a checkpoint left it, without training on: TRL trains one more step where none is left."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        self._load_ours(checkpoint)
+
+    def _load_ours(self, checkpoint: Path) -> None:
+        if self._bank_play is not None:
+            self._bank_play.load(checkpoint)
+        path = checkpoint / _STATE_FILE
+        if not path.exists():
             return
-        with open(path, encoding="utf-8") as file:
-            state = json.load(file)
+        state = json.loads(path.read_text(encoding="utf-8"))
         self._groups_seen = state["groups_seen"]
         if self._stream is not None:
             self._stream.drawn = state.get("prompts_drawn", 0)
