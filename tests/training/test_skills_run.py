@@ -462,7 +462,7 @@ def test_a_process_killed_again_and_again_resumes_to_the_same_run(recipe, tmp_pa
         path = recipe(
             **{"skills.creator": "chat", "skills.chat": chat, "skills.groups": 2, **QUIET, **changes}
         )
-        command = [sys.executable, "-m", "threefold.cli", "train", str(path), "--quiet"]
+        command = [sys.executable, "-m", "threefold", "train", str(path), "--quiet"]
         subprocess.run([*command, f"run.dir={one}"], env=environment, check=True)
 
         def in_a_test() -> bool:
@@ -502,7 +502,7 @@ def test_a_process_that_is_killed_resumes_to_the_same_run(recipe, tmp_path):
     changes = {"training.steps": 8, "training.save_every": 3, "skills.period": 3, "evaluation.before": False}
     path = recipe(**changes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "threefold.cli", "train", str(path), "--quiet"]
+    command = [sys.executable, "-m", "threefold", "train", str(path), "--quiet"]
     subprocess.run([*command, f"run.dir={tmp_path / 'whole'}"], env=environment, check=True)
     process = subprocess.Popen([*command, f"run.dir={tmp_path / 'killed'}"], env=environment)
     metrics = tmp_path / "killed" / "metrics.jsonl"
