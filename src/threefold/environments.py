@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from threefold.envs.base import Environment, Message, Task, is_source
+from threefold.envs.instructed import InstructedEnvironment, instructed
 from threefold.envs.pool import EnvironmentPool
 from threefold.recipe import Recipe, RecipeError
 from threefold.rollout.driver import Limits, between_turns
@@ -56,6 +57,10 @@ class NamedEnvironment:
     """Weight by episode reward channel ("success" included), in the recipe's order."""
     source: Callable[..., Environment]
     """The class, the function, or the source that was made of the options."""
+    pool: EnvironmentPool | None = None
+    """The processes that it plays in, where it has any."""
+    instruction: str | None = None
+    """What openings and demonstrations say in their system message besides."""
 
     @property
     def turn_channels(self) -> tuple[str, ...]:
@@ -89,8 +94,8 @@ class NamedEnvironment:
 
     def close(self) -> None:
         """End the processes that it plays in, where it has any; they would end with this one."""
-        if isinstance(self.make, EnvironmentPool):
-            self.make.close()
+        if self.pool is not None:
+            self.pool.close()
 
     def with_bank(self, bank: Bank | None, retrieve: int | None = None) -> NamedEnvironment:
         """The environment whose agent sees the skills of a bank version, or the `retrieve` of them that are
@@ -162,7 +167,9 @@ class NamedEnvironment:
         found = tuple(_call(hook, "train", size, seed, where))[:size]
         if not found:
             raise RecipeError(f"{where}('train', {size}, {seed}) returned none")
-        return found
+        if self.instruction is None:
+            return found
+        return tuple(instructed(dialogue, self.instruction) for dialogue in found)
 
     def check(
         self, tokenizer: Any, context: int | None, tasks: Sequence[Task], seed: int, *, reserve: int = 0
@@ -257,12 +264,19 @@ def named_environment(recipe: Recipe) -> NamedEnvironment:
         except (ValueError, OSError) as error:
             raise RecipeError(f"environment.options: {error}") from error
     workers = section.workers if section.workers is not None else _attribute(source, "workers") or 0
+    pool = None
     if workers:
         try:
-            make = EnvironmentPool(kind, options, workers=workers)
+            make = pool = EnvironmentPool(kind, options, workers=workers)
         except ValueError as error:
             raise RecipeError(f"environment.workers: {error}") from error
-    return NamedEnvironment(kind.__name__, make, limits, rewards, source)
+    if section.instruction is not None:
+        make = _instructing(make, section.instruction)
+    return NamedEnvironment(kind.__name__, make, limits, rewards, source, pool, section.instruction)
+
+
+def _instructing(make: Callable[[], Environment], instruction: str) -> Callable[[], Environment]:
+    return lambda: InstructedEnvironment(make(), instruction)
 
 
 def _find(name: str) -> Callable[..., Environment]:

@@ -122,6 +122,8 @@ class Environment(_Part):
     """Training tasks; None is one for each prompt of the run."""
     test_split: str = "test"
     """Split of the held-out tasks; an environment may have others, such as "seen" and "unseen"."""
+    instruction: str | None = Field(None, min_length=1)
+    """How to answer, for models that were trained on chats: put into the system message of every opening."""
     turns: int = Field(16, ge=1)
     turn_tokens: int = Field(64, ge=1)
     """New tokens the agent may write in one turn."""

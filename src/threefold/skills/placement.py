@@ -103,7 +103,7 @@ class SkilledEnvironment:
     @property
     def unwrapped(self) -> Environment:
         """The environment itself, whose name the record gives."""
-        return self.environment
+        return getattr(self.environment, "unwrapped", self.environment)
 
     @property
     def concurrency(self) -> int:
