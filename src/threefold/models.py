@@ -118,7 +118,7 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no tokenizer could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
+            f"no tokenizer could be loaded from {_place(name)}: {_first_line(error)} {_NAMES}"
         ) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -153,13 +153,17 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"no causal language model could be loaded from {name!r}: {_first_line(error)} {_NAMES}"
+            f"no causal language model could be loaded from {_place(name)}: {_first_line(error)} {_NAMES}"
         ) from error
 
 
 def context_length(config: Any) -> int | None:
     """Longest sequence the model was built for, None where its config does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _place(name: str) -> str:
+    return repr(name) if Path(name).exists() else f"{name!r}, which is no folder here, as a hub name"
 
 
 def _first_line(error: Exception) -> str:
