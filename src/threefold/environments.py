@@ -227,6 +227,24 @@ class NamedEnvironment:
         finally:
             environment.close()
 
+    def told_in_a_turn(self, task: Task, seed: int) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of the rewards and of the states that a task tells in its first turn, in which the agent says
+        nothing.
+
+        Raises:
+            RecipeError: The environment cannot play it.
+        """
+        environment = self.make()
+        try:
+            opening, turn = environment.reset(task, seed, 0), environment.step("")
+            return frozenset(turn.rewards), frozenset(opening.state) | frozenset(turn.state)
+        except Exception as error:  # as for an opening
+            raise RecipeError(
+                f"environment {self.name} cannot play task {task.id}: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            environment.close()
+
 
 def named_environment(recipe: Recipe) -> NamedEnvironment:
     """The environment of a recipe whose `environment.name` is set.

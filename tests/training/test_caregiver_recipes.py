@@ -174,6 +174,36 @@ def test_credit_by_turn_needs_turns(recipe) -> None:
         prepare(loaded(recipe(**one_level)))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"credit.turns": ["distres"]},
+            "credit.turns: 'distres' is no reward of a turn of CaregiverDialogues",
+        ),
+        ({"credit.turn_credit": "headroom"}, "credit.levels: 'distress' is no state of a turn"),
+        (
+            {"credit.method": "gigpo", "credit.states": ["tier"]},
+            "credit.states: 'tier' is no state of a turn",
+        ),
+        (
+            {"credit.together": [{"method": "mt_grpo", "turns": ["calm"]}]},
+            "credit.together, mt_grpo.turns: 'calm' is no reward of a turn",
+        ),
+    ],
+)
+def test_names_that_no_turn_tells_are_refused_before_anything_is_trained(recipe, settings, message) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        prepare(loaded(recipe(**settings)))
+
+
+def test_names_that_a_turn_tells_and_the_environment_does_not_declare_are_taken(recipe) -> None:
+    levels = {"credit.turn_credit": "headroom", "credit.levels": ["D", "R"]}
+    assert prepare(loaded(recipe(**levels))).credit.levels == ("D", "R")
+    undeclared = {"credit.method": "gigpo", "credit.states": ["accepted"]}
+    assert prepare(loaded(recipe(**undeclared))).credit.states == ("accepted",)
+
+
 class Sees:
     """Remembers which rewards an estimator is shown."""
 

@@ -86,6 +86,9 @@ def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
                     f"{'credit.turns' if method is recipe.credit else f'the key turns of {method.method}'}"
                 )
             credit = replace(credit, turns=work.turn_channels)
+        if isinstance(work, Episodes):
+            where = "credit" if method is recipe.credit else f"credit.together, {method.method}"
+            _check_names(credit, work, where)
         if "outcome" in {field.name for field in fields(credit)}:
             credit = replace(credit, outcome=work.outcome)
         return credit
@@ -94,6 +97,30 @@ def _credit(recipe: Recipe, work: Work) -> CreditEstimator | None:
     if recipe.skills.naming_credit is not None:
         return NamedSkills(credit or GRPO(), weight=recipe.skills.naming_credit)
     return credit
+
+
+def _check_names(credit: Any, work: Episodes, where: str) -> None:
+    """Hold what an estimator reads of turns against what the environment tells. Only names that it does not
+    declare cost a turn of the first task."""
+    rewards = tuple(getattr(credit, "turns", None) or ())
+    state_key, states = "states", tuple(getattr(credit, "states", None) or ())
+    if getattr(credit, "turn_credit", None) == "headroom":
+        state_key, states = "levels", tuple(credit.levels or rewards)
+    rewards_left = [name for name in rewards if name not in work.turn_channels]
+    states_left = [name for name in states if name not in work.environment.levels]
+    if not rewards_left and not states_left:
+        return
+    told = work.environment.told_in_a_turn(work.train[0], work.recipe.run.seed)
+    for key, kind, names, known in (
+        ("turns", "reward", rewards_left, told[0]),
+        (state_key, "state", states_left, told[1]),
+    ):
+        for name in names:
+            if name not in known:
+                raise RecipeError(
+                    f"{where}.{key}: {name!r} is no {kind} of a turn of {work.title}, which has "
+                    f"{', '.join(sorted(known)) or 'none'}"
+                )
 
 
 @dataclass(frozen=True)
