@@ -251,8 +251,9 @@ def main() -> None:
         "# Tokens a second beside what the machine allows",
         "",
         f"`{command}`: SmolLM2-135M in {options.dtype}, prompts of {setting.prompt} tokens (so many: "
-        f"{setting.prompts}), {setting.group} completions each of {setting.completion}. {processor}; {versions}; load {before} before and "
-        f"{load_average()} after. Arms took turns. The arithmetic is written out in the script.",
+        f"{setting.prompts}), {setting.group} completions each of {setting.completion}. {processor}; "
+        f"{versions}; load {before} before and {load_average()} after. Arms took turns. The arithmetic is "
+        "written out in the script.",
         "",
         f"Measured of the machine: {machine.bandwidth / 1e9:.1f} GB a second read, "
         f"{machine.arithmetic / 1e9:.0f} thousand million operations a second.",
