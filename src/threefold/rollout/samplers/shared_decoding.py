@@ -119,10 +119,10 @@ class SharedCache(Cache):
     @classmethod
     def begin(cls, prompts: Prompts, prompt_of_row: Sequence[int], room: int) -> SharedCache:
         """Rows that have nothing of their own yet, with room for so many tokens each."""
-        own = []
+        own = []  # zeros: a slot that stays masked is still multiplied by its weight of 0, and 0 x NaN is NaN
         for keys, values in prompts.layers:
             shapes = [(len(prompt_of_row), held.size(1), room, held.size(3)) for held in (keys, values)]
-            own.append(KeptLayer(keys.new_empty(shapes[0]), values.new_empty(shapes[1]), 0))
+            own.append(KeptLayer(keys.new_zeros(shapes[0]), values.new_zeros(shapes[1]), 0))
         return cls(prompts, prompt_of_row, own)
 
     def opening(self, row: int) -> tuple[int, ...]:
