@@ -102,7 +102,7 @@ def test_the_same_tokens_as_prefilling_at_every_turn(make, temperature):
 
 @pytest.fixture
 def fresh_memory_is_nan():
-    """PyTorch fills memory that it is given with NaN, so that whoever reads it before writing is found out."""
+    """PyTorch fills memory that it is given with NaN: whoever reads it before writing is found out."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
@@ -113,7 +113,7 @@ def fresh_memory_is_nan():
 @pytest.mark.parametrize("limit", [1, 2, 6])
 @pytest.mark.parametrize("make", KEEPING)
 def test_memory_that_was_not_written_is_never_read(make, limit, fresh_memory_is_nan):
-    """A turn of one token forwards nothing: with a limit of 1 half of the dialogues keep no slot of their own."""
+    """A turn of one token forwards nothing: with a limit of 1 some dialogues keep no slot of their own."""
     model = make()
     kept, _ = converse(model, limit=limit)
     again, _ = converse(model, limit=limit, keep_cache=False)
