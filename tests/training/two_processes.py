@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from trl import GRPOConfig
@@ -90,6 +91,7 @@ def one_update(folder: Path, *, dead_end: bool) -> None:
         after = trainer.accelerator.unwrap_model(trainer.model).parameters()
         change = [b - a.detach() for a, b in zip(after, before, strict=True)]
         torch.save(change, folder / f"{name}{trainer.accelerator.process_index}.pt")
+        trainer.accelerator.wait_for_everyone()
 
 
 def main() -> None:
@@ -133,3 +135,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # or gloo may abort a process that the other one has left

@@ -220,6 +220,9 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         creators.shutdown(wait=False, cancel_futures=True)
     if main:
         _finish(prepared, trainer, run, console, evaluations, stopped)
+    if processes > 1:  # a process that leaves while another still listens to it can take that one down
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
     prepared.work.close()
     return run.path
 
