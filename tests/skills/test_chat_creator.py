@@ -13,10 +13,11 @@ from errand_play import experiences, play, wanderer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from threefold.chat import find_json
 from threefold.envs.errands import tasks
 from threefold.skills.assertions import Assertion, grade
 from threefold.skills.bank import Add, Bank, Delete, Modify, operation_to_dict
-from threefold.skills.chat_creator import ChatCreator, find_object
+from threefold.skills.chat_creator import ChatCreator
 from threefold.skills.creator import Creation, Evidence, Gate, PastTest
 from threefold.skills.evolution import Evolution
 from threefold.skills.reservoir import Experience, Reservoir
@@ -276,10 +277,10 @@ def test_no_answer_whatever_raises_or_gets_past_the_gate(answer: Any) -> None:
 
 
 def test_the_last_object_counts() -> None:
-    assert find_object('{"a": 1} then ```{"b": {"c": 2}}``` done') == {"b": {"c": 2}}
+    assert find_json('{"a": 1} then ```{"b": {"c": 2}}``` done') == {"b": {"c": 2}}
     for text in ("", "{", "[1]", "{'a': 1}"):
         with pytest.raises(ValueError, match="no JSON object"):
-            find_object(text)
+            find_json(text)
 
 
 @pytest.mark.parametrize(

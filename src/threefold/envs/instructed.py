@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from threefold.envs.base import Environment, EpisodeScore, Message, Observation, Task
-from threefold.trajectory import Trajectory
+from threefold.envs.base import Environment, Message, Observation, Task
+from threefold.envs.wrapper import EnvironmentWrapper
 
 
 def instructed(messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
@@ -21,32 +21,13 @@ def instructed(messages: Sequence[Message], instruction: str) -> tuple[Message, 
     return ({"role": "system", "content": instruction}, *messages)
 
 
-class InstructedEnvironment:
-    """An environment whose opening carries an instruction; everything else is passed on."""
+class InstructedEnvironment(EnvironmentWrapper):
+    """An environment whose opening carries an instruction."""
 
     def __init__(self, environment: Environment, instruction: str) -> None:
-        self.environment = environment
+        super().__init__(environment)
         self.instruction = instruction
 
-    @property
-    def unwrapped(self) -> Environment:
-        """The environment itself, whose name the record gives."""
-        return getattr(self.environment, "unwrapped", self.environment)
-
-    @property
-    def concurrency(self) -> int:
-        """As the environment's own."""
-        return getattr(self.environment, "concurrency", 1)
-
     def reset(self, task: Task, seed: int, member: int) -> Observation:
-        observation = self.environment.reset(task, seed, member)
+        observation = super().reset(task, seed, member)
         return replace(observation, messages=instructed(observation.messages, self.instruction))
-
-    def step(self, action_text: str) -> Observation:
-        return self.environment.step(action_text)
-
-    def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return self.environment.score(episodes)
-
-    def close(self) -> None:
-        self.environment.close()

@@ -21,14 +21,13 @@ records.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from threefold.chat import find_json
 from threefold.skills import assertions as rules
 from threefold.skills import prompts
 from threefold.skills.assertions import Assertion
@@ -266,7 +265,7 @@ class _Cycle:
                 return None
             self.outage.failures = 0
             try:
-                return read(find_object(answer))
+                return read(find_json(answer))
             except ValueError as error:
                 complaint = str(error)
             self._note(f"{stage} refused", f"{stage}, try {attempt}: {complaint}")
@@ -285,26 +284,6 @@ class _Cycle:
     def _note(self, kind: str, message: str) -> None:
         self.counts[kind] += 1
         self.messages.append(message[:1000])
-
-
-def find_object(text: str) -> dict[str, Any]:
-    """The last whole JSON object of a text: alone, fenced, or after thinking.
-
-    Raises:
-        ValueError: There is none.
-    """
-    decoder, found, position = json.JSONDecoder(), None, 0
-    while (start := text.find("{", position)) >= 0:
-        try:
-            found, position = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            position = start + 1
-    if not isinstance(found, dict):
-        raise ValueError(f"there is no JSON object in {text[:80]!r}")
-    # "\ud83d" alone is valid JSON and no text: no file and no request could hold it
-    if half := re.search("[\ud800-\udfff]", json.dumps(found, ensure_ascii=False)):
-        raise ValueError(f"half of a character, {half[0]!r}, is in the JSON object; write characters whole")
-    return found
 
 
 def _known(bank: Bank) -> str:

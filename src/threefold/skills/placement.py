@@ -20,11 +20,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from threefold.envs.base import Environment, EpisodeScore, Message, Observation, Task
+from threefold.envs.base import Environment, Message, Observation, Task
+from threefold.envs.wrapper import EnvironmentWrapper
 from threefold.skills.bank import Bank
 from threefold.skills.skill import Skill
 from threefold.skills.triggers import fires
-from threefold.trajectory import Trajectory
 
 INTRODUCTION = (
     "Each skill says when to use it. If one fits, name it and follow it; if none does, act on your own."
@@ -82,8 +82,8 @@ def _escape(text: str) -> str:
     return text.replace("<", "&lt;").replace(">", "&gt;")
 
 
-class SkilledEnvironment:
-    """An environment whose agent sees the skills of one bank version; everything else is passed on.
+class SkilledEnvironment(EnvironmentWrapper):
+    """An environment whose agent sees the skills of one bank version.
 
     `Observation.skills` names the skills that fired for the turn that follows.
 
@@ -93,22 +93,12 @@ class SkilledEnvironment:
     """
 
     def __init__(self, environment: Environment, bank: Bank, retrieve: int | None = None) -> None:
-        self.environment = environment
+        super().__init__(environment)
         self.bank = bank
         self._retrieve = retrieve
         self._turn = 0
         self._shown: set[str] = set()
         self._left_out: set[str] = set()
-
-    @property
-    def unwrapped(self) -> Environment:
-        """The environment itself, whose name the record gives."""
-        return getattr(self.environment, "unwrapped", self.environment)
-
-    @property
-    def concurrency(self) -> int:
-        """As the environment's own: skills share nothing between episodes."""
-        return getattr(self.environment, "concurrency", 1)
 
     def reset(self, task: Task, seed: int, member: int) -> Observation:
         self._turn, self._shown, self._left_out = 0, set(), set()
@@ -147,12 +137,6 @@ class SkilledEnvironment:
         *rest, last = observation.messages or ({"role": "user", "content": ""},)
         content = "\n\n".join([last["content"], *lines]).strip()
         return replace(observation, messages=(*rest, {**last, "content": content}), skills=names)
-
-    def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
-        return self.environment.score(episodes)
-
-    def close(self) -> None:
-        self.environment.close()
 
 
 def skilled(
