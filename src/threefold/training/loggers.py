@@ -9,6 +9,7 @@ a prefix of its own (`signal/dead_outcome`, `rewards/accuracy/mean`) keeps it, a
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ _STEP = "train/global_step"
 """The axis that transformers gives the charts of Weights & Biases and trackio."""
 
 
-class _Grouped:
+class _Grouped(ABC):
     """Sends names with a prefix of their own as they are, and hands the rest to transformers."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -36,8 +37,9 @@ class _Grouped:
         if state.is_world_process_zero and grouped:
             self.send(grouped, state.global_step)
 
+    @abstractmethod
     def send(self, metrics: Mapping[str, float], step: int) -> None:
-        raise NotImplementedError
+        """Hand on metrics under the names that they have."""
 
 
 class GroupedTensorBoard(_Grouped, TensorBoardCallback):

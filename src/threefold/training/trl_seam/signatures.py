@@ -27,6 +27,7 @@ _SIGNATURES = {
         "compute_aux_loss",
     ],
     "_compute_loss": ["model", "inputs"],
+    "_load_from_checkpoint": ["resume_from_checkpoint"],
 }
 """First parameters, after self, of the private methods that are overridden or called."""
 
