@@ -62,6 +62,7 @@ ARMS: dict[str, list[str]] = {
     "reskill-paper": ["skills.confidence=null"],
     "placebo-paper": ["skills.creator=placebo", "skills.confidence=null"],
     "no-triggers": ["skills.triggers=false"],
+    "no-assertions": ["skills.assertions=false"],
     "frozen": ["skills.frozen_steps=all"],
     "skill-first": ["skills.frozen_steps=20", "skills.last_step=20"],
     "policy-first": ["skills.first_step=20"],
@@ -73,8 +74,8 @@ ARMS: dict[str, list[str]] = {
 (with our offline creator in place of its language model); the placebos say nothing and go through the same
 tests; "retrieval" shows the remembered success of the task that is most alike; "frozen" lets skills evolve
 and weights not, "skill-first" and "policy-first" one after the other; the last two test a version for longer
-(K_e, 5 elsewhere). The paper's arm without assertions has no meaning here: the offline creator decides by
-contrasts, and keeps assertions for the record."""
+(K_e, 5 elsewhere). "no-assertions" changes little by construction: the
+offline creator decides by contrasts, and keeps assertions for the record."""
 SPLITS = ("seen", "unseen")
 BESIDE = ("grpo", "placebo", "auto-accept")
 """Arms that the others are compared with: no skills, skills that say nothing through the same test, and
