@@ -37,6 +37,7 @@ from threefold.training.callbacks import MetricsWriter
 from threefold.training.diagnostics import answer_logp, diagnose, in_words
 from threefold.training.dynamic_sampling import Candidates, DynamicSampling, PromptStream, replace_dead
 from threefold.training.gathering import gather_batch, gather_list, gather_rows
+from threefold.training.in_step import InStep
 from threefold.training.naming import skill_tensors
 from threefold.training.play import declared_rewards, starts_of, trl_rollout
 from threefold.training.record import CreditedStep
@@ -507,9 +508,12 @@ class ThreefoldTrainer(TrlSeam):
         if play is not None:
             step, training = self.state.global_step + 1, self.model.training
             make = play.environments(make, starts, step=step, training=training)
-        trajectories = run_episodes(
-            starts, make, self._session() or self._generate_turn, self._tokenizer, limits=self._limits
-        )
+        together = self._generates_together
+        in_step = InStep(self.accelerator, self._generate_turn, self._tokenizer.eos_token_id)
+        generate = self._session() or (in_step if together else self._generate_turn)
+        trajectories = run_episodes(starts, make, generate, self._tokenizer, limits=self._limits)
+        if together:
+            in_step.finish()
         if play is not None:
             trajectories = play.stamped(trajectories)
         return trl_rollout(

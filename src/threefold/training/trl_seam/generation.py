@@ -217,6 +217,15 @@ class TrlSeam(UpdateSeam):
         they do not."""
         return self._samples_policy and self.importance is None
 
+    @property
+    def _generates_together(self) -> bool:
+        """Whether a generation is one of several processes, so that each has to call it as often, with as
+        many rows."""
+        if self.accelerator.num_processes == 1:
+            return False
+        one_engine = self.use_vllm and (self.vllm_mode == "server" or self.vllm_tensor_parallel_size > 1)
+        return one_engine or self.is_deepspeed_enabled or self.is_fsdp_enabled
+
     @contextmanager
     def _turn_limit(self, max_new_tokens: int) -> Iterator[None]:
         """Bound one turn's generation, whichever backend generates."""
