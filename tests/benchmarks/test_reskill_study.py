@@ -28,7 +28,7 @@ def options(tmp_path: Path, **fields: Any) -> Namespace:
 def test_every_arm_is_a_recipe_that_can_run_and_differs_in_its_skills_alone(arm: str, tmp_path: Path) -> None:
     words = reskill_study.overrides(options(tmp_path), arm, 3)
     recipe = load_recipe(reskill_study.RECIPE, words)
-    check_skills(recipe, 1)
+    check_skills(recipe)
     plain = load_recipe(reskill_study.RECIPE, reskill_study.overrides(options(tmp_path), "grpo", 3))
     for section in ("model", "environment", "warm_start", "credit", "training", "evaluation"):
         assert getattr(recipe, section) == getattr(plain, section)

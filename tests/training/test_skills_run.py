@@ -316,12 +316,6 @@ def test_what_is_refused_before_the_first_step(recipe, capsys, changes, message)
     assert message in capsys.readouterr().err
 
 
-def test_two_processes_are_refused(recipe, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", str(recipe()), "--dry-run"]) == 2
-    assert "skills work on one process, this run has 2" in capsys.readouterr().err
-
-
 def test_the_recipes_defaults_are_the_papers():
     steps = {"training": {"steps": 50, "updates_per_step": 2}}
     assert settings_of(parse_recipe(steps)) == Settings(last_step=98)  # created at the end: never tested

@@ -1,4 +1,4 @@
-"""Training on what TRL's own vLLM sampled, colocated and behind a server: what is added works on it unchanged.
+"""Training on what TRL's own vLLM sampled, colocated and behind a server: all that is added works on it.
 
 Needs vLLM, and is skipped where it is not installed; docs/speed.md says how to get it for a CPU.
 """
@@ -14,17 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from trl import GRPOTrainer
-
 import trl_vllm
 from ragged import Ragged
+from trl import GRPOTrainer
+
 from threefold import GRPO, ISPO, T2GRPO, Limits, Speedups, ThreefoldTrainer
 from threefold.envs.toy import EchoThenNext
 from threefold.trajectory import read_jsonl
 
-pytestmark = pytest.mark.skipif(
-    trl_vllm.missing() is not None, reason=f"needs vLLM: {trl_vllm.missing()}"
-)
+pytestmark = pytest.mark.skipif(trl_vllm.missing() is not None, reason=f"needs vLLM: {trl_vllm.missing()}")
 
 MODES = pytest.mark.parametrize("mode", ["colocate", "server"])
 

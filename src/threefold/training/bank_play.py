@@ -4,6 +4,9 @@ The trainer asks this three times a step. Before the rollouts `environments` joi
 before and draws a version for each episode; after them `stamped` writes it into their record; before the
 update `observe` counts successes, decides a test where it is time, and begins the next creation, which runs
 beside the update. Groups stay whole: the advantages never hear of versions.
+
+On several processes the first one's `Evolution` leads: it draws for the episodes of all, learns from them
+all and writes to the disk, and the others are told. So a run's bank does not depend on how many play for it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from threefold.envs.base import Environment
 from threefold.rollout.driver import Start
@@ -19,7 +26,10 @@ from threefold.skills.bank import Bank
 from threefold.skills.evolution import Event, Evolution, stamp
 from threefold.skills.placement import skilled
 from threefold.training.diagnostics import skill_use
+from threefold.training.gathering import gather_list
 from threefold.trajectory import Trajectory
+
+Answer = TypeVar("Answer")
 
 STATE_FILE = "threefold_skills.json"
 _WORDS = 1_000
@@ -27,11 +37,18 @@ _WORDS = 1_000
 
 
 class BankPlay:
-    """One trainer's episodes under the versions of an `Evolution`."""
+    """One trainer's episodes under the versions of an `Evolution`.
 
-    def __init__(self, evolution: Evolution) -> None:
+    Args:
+        evolution: The bank and its tests; that of the first process counts.
+        accelerator: Joins the processes.
+    """
+
+    def __init__(self, evolution: Evolution, accelerator: Accelerator) -> None:
         self.evolution = evolution
-        self._banks_B: list[Bank] = []
+        self._accelerator = accelerator
+        self._banks_B: list[Bank] = []  # of all processes' episodes
+        self._own_B: list[Bank] = []  # of this process's
         self._told = len(evolution.events)
         self._seconds = 0.0
 
@@ -42,29 +59,39 @@ class BankPlay:
 
         Args:
             make: Makes the environment without skills.
-            starts: Where the episodes start; of the whole batch.
+            starts: Where this process's episodes start, as many on each process.
             step: Number of the optimizer update that follows.
             training: False plays the version in use alone, and draws nothing.
         """
         begun = time.perf_counter()
-        if training:
-            groups = [start.group_id for start in starts]
-            self._banks_B = self.evolution.assign(step, len(starts), groups)
-        else:
-            self._banks_B = [self.evolution.bank] * len(starts)
+        groups = gather_list(self._accelerator, [start.group_id for start in starts])
+        size = len(groups)
+        self._banks_B = self._led(
+            lambda: self.evolution.assign(step, size, groups) if training else [self.evolution.bank] * size
+        )
+        first = self._accelerator.process_index * len(starts)
+        self._own_B = self._banks_B[first : first + len(starts)]
         self._seconds = time.perf_counter() - begun
-        return skilled(make, self._banks_B, self.evolution.settings.retrieve)
+        return skilled(make, self._own_B, self.evolution.settings.retrieve)
 
     def stamped(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        """The episodes with the version that each was played under."""
-        return stamp(trajectories, self._banks_B)
+        """This process's episodes with the version that each was played under."""
+        return stamp(trajectories, self._own_B)
 
     def observe(self, step: int, trajectories: Sequence[Trajectory]) -> tuple[dict[str, float], str]:
         """Learn from the step's episodes.
 
+        Args:
+            step: Number of the optimizer update that follows.
+            trajectories: This process's episodes.
+
         Returns:
             The step's figures, and what happened to the bank in words.
         """
+        played = gather_list(self._accelerator, list(trajectories))
+        return self._led(lambda: self._observe(step, played))
+
+    def _observe(self, step: int, trajectories: Sequence[Trajectory]) -> tuple[dict[str, float], str]:
         begun = time.perf_counter()
         tested = self.evolution.candidate
         self.evolution.observe(step, trajectories, self._banks_B)
@@ -75,6 +102,21 @@ class BankPlay:
             drawn = sum(bank.version == tested.version for bank in self._banks_B)
             figures["skills/share_new"] = drawn / len(self._banks_B)
         return figures, in_words(self.evolution, news)
+
+    def _led(self, ask: Callable[[], Answer]) -> Answer:
+        """The first process's answer, or its error, on every process."""
+        if self._accelerator.num_processes == 1:
+            return ask()
+        told: list = [None, None]
+        if self._accelerator.is_main_process:
+            try:
+                told[0] = ask()
+            except Exception as error:  # raised below, on every process: the others must not wait for ever
+                told[1] = error
+        answer, problem = broadcast_object_list(told)
+        if problem is not None:
+            raise problem
+        return answer
 
     def save(self, checkpoint: Path) -> None:
         """Write everything into a checkpoint's folder: banks, a test under way, reservoir, chance."""
@@ -92,6 +134,8 @@ class BankPlay:
                 f"{checkpoint} holds no skill bank: the run was started without skills; resume it without "
                 "them, or start a new one"
             )
+        if not self._accelerator.is_main_process:
+            return
         state = json.loads(path.read_text(encoding="utf-8"))
         self.evolution.load(state)
         self._told = len(state["events"])  # what loading found is news

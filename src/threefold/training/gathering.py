@@ -58,7 +58,7 @@ def gather_batch(
         signals: Of this process's tokens.
         truncated: Of this process's episodes.
         step: Optimizer steps taken so far.
-        skills: The batch's fields about named skills (`naming`); on one process alone.
+        skills: The batch's fields about named skills (`naming`), of all processes' episodes.
         episodes: The turns of all processes' episodes, where they were played against an environment.
     """
     device = mask_BT.device

@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, *, processes: int = 1) -> Prepared:
             f"credit.method = {by_turn[0]} compares turns, and problems have none; set environment.name, or "
             "another method"
         )
-    check_skills(recipe, processes)
+    check_skills(recipe)
     check_sampler(recipe, processes)
     work = work_of(recipe)
     credit = _credit(recipe, work)
@@ -187,7 +187,7 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     if main:
         run.write_config(recipe.to_yaml())
     creators = ThreadPoolExecutor(1, "skill-creator")
-    skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume)
+    skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume, main=main)
     trainer = _build_trainer(prepared, run, console, skills)
     if main:
         facts: dict[str, Any] = {"reward_weights": dict(prepared.work.rewards)}

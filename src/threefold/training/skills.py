@@ -37,7 +37,7 @@ ANSWERS = "skill_answers.jsonl"
 """File of a run with what the language model answered: a resumed run asks nothing twice."""
 
 
-def check_skills(recipe: Recipe, processes: int) -> None:
+def check_skills(recipe: Recipe) -> None:
     """Everything about the skills section that needs no weights. Says what is left out of skills of others.
 
     Raises:
@@ -51,11 +51,6 @@ def check_skills(recipe: Recipe, processes: int) -> None:
         raise RecipeError(
             "skills stand in the prompts of an environment's episodes, and this recipe trains on problems; "
             "set environment.name, or skills.creator to none and skills.bank to null"
-        )
-    if processes > 1:
-        raise RecipeError(
-            f"skills work on one process, this run has {processes}: versions are drawn and counted over the "
-            "whole batch; start one process, or turn skills off"
         )
     settings = settings_of(recipe)
     bank = initial_bank(recipe)
@@ -134,7 +129,13 @@ def settings_of(recipe: Recipe) -> Settings:
 
 
 def build_evolution(
-    recipe: Recipe, tokenizer: Any, run: Path, executor: Executor | None, *, resume: bool = False
+    recipe: Recipe,
+    tokenizer: Any,
+    run: Path,
+    executor: Executor | None,
+    *,
+    resume: bool = False,
+    main: bool = True,
 ) -> Evolution | None:
     """The loop of a recipe, None where skills are off.
 
@@ -145,9 +146,13 @@ def build_evolution(
         executor: Runs the creator beside the policy update.
         resume: Keep the versions that are in the run; else those that a run left which never made a step are
             deleted.
+        main: False for the processes that are told what the first one's bank does (`bank_play`): theirs
+            neither asks anybody nor writes.
     """
     if not recipe.skills.on:
         return None
+    if not main:
+        return Evolution(nobody, initial_bank(recipe), settings_of(recipe))
     if not resume:
         drop_versions(run / BANK_FOLDER, keep=set())
         _ask_once(recipe)

@@ -111,7 +111,7 @@ class ThreefoldTrainer(TrlSeam):
             sampled: engines other than TRL's vLLM (TRL corrects there), `rollout_func`s with "logprobs".
         skills (`Evolution`, *optional*): A skill bank in the prompts of an environment's episodes. Each
             episode of training is played under a version that it assigns, and it learns from them (ReSkill);
-            evaluations are played under the version in use. On one process.
+            evaluations are played under the version in use. On several processes that of the first leads.
         kl_on_dead_groups (`bool`, defaults to True): Whether the KL term of `beta > 0` acts on groups without
             any advantage too, as TRL's does (docs/trl.md).
         speedups (`Speedups`, *optional*): What to compute more cheaply with the same gradient. None leaves
@@ -169,7 +169,6 @@ class ThreefoldTrainer(TrlSeam):
         self._limits = limits or Limits()
         self._tasks = tasks
         self.skills = skills
-        self._bank_play = BankPlay(skills) if skills is not None else None
         self._groups_seen = 0
         self._episodes_generated = 0
         self.step_in_words = ""
@@ -193,11 +192,7 @@ class ThreefoldTrainer(TrlSeam):
             rollout_func=self._play_episodes if environment is not None else rollout_func,
             environment_factory=environment_factory,
         )
-        if skills is not None and self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"skills work on one process, this run has {self.accelerator.num_processes}: versions are "
-                "drawn and counted over the whole batch"
-            )
+        self._bank_play = BankPlay(skills, self.accelerator) if skills is not None else None
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
         self._base_fingerprint = fingerprint(self._frozen_base)
         if credit is not None:
@@ -415,11 +410,15 @@ class ThreefoldTrainer(TrlSeam):
         )
 
     def _named_skills(self, generation: Generation, turn_BT: Tensor) -> dict[str, Tensor]:
-        """Which tokens name a skill, where the estimator asks for it."""
+        """Which tokens of all processes' episodes name a skill, where the estimator asks for it."""
         if self._environment is None or not getattr(self.credit, "names_skills", False):
             return {}
         trajectories = [row["trajectory"] for row in generation.inputs]
-        return skill_tensors(trajectories, turn_BT, self._tokenizer)
+        return skill_tensors(
+            gather_list(self.accelerator, trajectories),
+            gather_rows(self.accelerator, turn_BT, fill=-1),
+            self._tokenizer,
+        )
 
     @property
     def _weights(self) -> dict[str, float]:
