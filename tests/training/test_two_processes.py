@@ -28,10 +28,11 @@ def run_two(folder: Path, *arguments: str) -> None:
     assert answer.returncode == 0, answer.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+@pytest.fixture(scope="module", params=["trl", "threefold"])
+def ranks(request, tmp_path_factory):
+    """What two processes saw with TRL's sampler and with ours, whose scores stand for the signals."""
     folder = tmp_path_factory.mktemp("two")
-    run_two(folder)
+    run_two(folder, request.param)
     return folder, [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -86,6 +87,8 @@ def test_signals_and_record_keep_the_order_of_the_rows(ranks, make_model):
         torch.testing.assert_close(batch.signals.logp_BT[row, : len(logp)], logp, atol=1e-5, rtol=0)
         assert batch.rewards["digit"][row] == record.trajectory.rewards["digit"]
         assert record.advantages[0][-1] == pytest.approx(float(one["kept"][0]["values"][row]), abs=1e-5)
+    # one prompt, and each process has random numbers of its own
+    assert len({record.trajectory.segments[0].token_ids for record in records[:4]}) == 4
 
 
 @pytest.mark.parametrize("update", ["one-update", "dead-end"])

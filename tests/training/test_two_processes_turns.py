@@ -15,12 +15,12 @@ from threefold.trajectory import read_jsonl
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+@pytest.fixture(scope="module", params=["trl", "threefold"])
+def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two_turns")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     answer = subprocess.run(
-        [*command, str(Path(__file__).with_name("two_processes_turns.py")), str(folder)],
+        [*command, str(Path(__file__).with_name("two_processes_turns.py")), str(folder), request.param],
         capture_output=True,
         text=True,
         check=False,

@@ -158,6 +158,26 @@ def test_what_an_engine_does_not_serve_is_refused_by_key(sampler, settings, proc
         engines.check_sampler(recipe, processes)
 
 
+@pytest.mark.parametrize(
+    ("trl", "launched", "sampler"),
+    [
+        ({}, {}, "threefold"),
+        ({}, {"WORLD_SIZE": "2"}, "threefold"),
+        ({"use_vllm": True}, {}, "trl"),
+        ({"use_vllm": False}, {}, "threefold"),
+        ({"use_transformers_continuous_batching": True}, {}, "trl"),
+        ({"fsdp": "full_shard"}, {}, "trl"),
+        ({"deepspeed": "zero3.json"}, {}, "trl"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "trl"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "trl"),
+    ],
+)
+def test_our_sampler_is_taken_but_for_another_backend_or_sharded_weights(monkeypatch, trl, launched, sampler):
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert engines.build_sampler(parse_recipe({"training": {"trl": trl}}), None) == (sampler, None)
+
+
 @pytest.mark.skipif(missing() is None, reason="vLLM is installed here")
 def test_a_recipe_that_names_it_where_it_is_not_installed_says_how_to_get_it():
     with pytest.raises(RecipeError, match=r"training\.sampler = vllm: .*not installed.*docs/speed\.md"):

@@ -1,6 +1,6 @@
 """One of two processes of `test_two_processes`: trains, then writes what it saw to a folder.
 
-Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER [one-update | dead-end]
+Usage: torchrun --nproc_per_node=2 two_processes.py FOLDER [one-update | dead-end | SAMPLER]
 """
 
 import sys
@@ -96,7 +96,7 @@ def one_update(folder: Path, *, dead_end: bool) -> None:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    if len(sys.argv) > 2:
+    if sys.argv[2] in ("one-update", "dead-end"):
         one_update(folder, dead_end="dead-end" in sys.argv)
         return
     # A generation batch is two rows on each of two processes: its one group of four spans both.
@@ -126,6 +126,7 @@ def main() -> None:
         credit=ISPO("digit", combine="union", noise_control="shuffle"),
         answer_format=r"([0-9])",
         run_dir=folder / "run",
+        sampler=sys.argv[2],
     )
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)

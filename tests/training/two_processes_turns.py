@@ -1,6 +1,6 @@
 """One of two processes of `test_two_processes_turns`: trains on episodes, then writes what it saw.
 
-Usage: torchrun --nproc_per_node=2 two_processes_turns.py FOLDER
+Usage: torchrun --nproc_per_node=2 two_processes_turns.py FOLDER SAMPLER
 """
 
 import sys
@@ -59,6 +59,7 @@ def main() -> None:
         limits=Limits(turns=4, turn_tokens=4, completion_tokens=64),
         credit=T2GRPO(turns=("D", "extra")),
         run_dir=folder / "run",
+        sampler=sys.argv[2],
     )
     trainer.train()
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -3,6 +3,8 @@ backends."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from threefold.credit.importance import Importance
@@ -50,19 +52,28 @@ def check_sampler(recipe: Recipe, processes: int) -> None:
 
 
 def build_sampler(
-    recipe: Recipe, tokenizer: Any, processes: int
+    recipe: Recipe, tokenizer: Any
 ) -> tuple[Literal["trl", "threefold"] | Sampler, Importance | None]:
     """What the trainer samples with, and how it weighs what an engine has sampled."""
     training = recipe.training
     if training.sampler == "auto":
-        backend = set(_TRL_BACKENDS) & set(training.trl)
-        return ("trl" if backend or processes > 1 else "threefold"), None
+        backend = any(training.trl.get(name) for name in _TRL_BACKENDS)
+        return ("trl" if backend or _shards(training.trl) else "threefold"), None
     if training.sampler in ("trl", "threefold"):
         return training.sampler, None
     importance = None
     if training.importance != "off":
         importance = Importance(training.importance, training.importance_cap)
     return _engine(recipe, tokenizer), importance
+
+
+def _shards(trl: Mapping[str, Any]) -> bool:
+    """Whether the weights may be sharded: by a field of TRL's, or by `accelerate launch`."""
+    launched = any(
+        os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() in ("1", "true")
+        for kind in ("DEEPSPEED", "FSDP")
+    )
+    return launched or any(trl.get(name) for name in ("deepspeed", "fsdp"))
 
 
 def _engine(recipe: Recipe, tokenizer: Any) -> Sampler:

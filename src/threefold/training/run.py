@@ -235,7 +235,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
 
     recipe = prepared.recipe
     set_places(recipe)
-    sampler, importance = build_sampler(recipe, prepared.work.tokenizer, prepared.plan.processes)
+    sampler, importance = build_sampler(recipe, prepared.work.tokenizer)
     trainer = ThreefoldTrainer(
         model=_initial_model(prepared, run, console),
         args=trl_config(prepared, str(run.path / "checkpoints"), weights_dtype(recipe)),
