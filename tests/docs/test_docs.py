@@ -6,12 +6,14 @@ import ast
 import re
 import shlex
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 from pydantic import BaseModel
 
 from threefold import ISPO, T2GRPO, GiGPO, cli
@@ -23,6 +25,7 @@ from threefold.training.diagnostics import diagnose
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "AGENTS.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 NOT_RUN = "<!-- not run: needs a hub model -->"
+NEEDS = re.compile(r"<!-- run where threefold\[(?P<extra>\w+)\] is installed -->")
 FENCE = re.compile(
     r"^(?P<before>[^\n]*)\n(?:\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -31,7 +34,26 @@ FENCE = re.compile(
 def blocks(page: Path, language: str) -> list[tuple[str, bool]]:
     """The fenced blocks of a language, each with whether the page says that it is not to be run."""
     found = FENCE.finditer("\n\n" + page.read_text(encoding="utf-8"))
-    return [(m["body"], m["before"].strip() == NOT_RUN) for m in found if m["language"] == language]
+    return [(m["body"], not_to_run(m["before"].strip())) for m in found if m["language"] == language]
+
+
+def not_to_run(before: str) -> bool:
+    """Whether the line before a block keeps it from being run here."""
+    needs = NEEDS.fullmatch(before)
+    return before == NOT_RUN or (needs is not None and not installed(needs["extra"]))
+
+
+def installed(extra: str) -> bool:
+    """Whether every package of one of our extras is here."""
+    wanted = [Requirement(line) for line in metadata.requires("threefold") or []]
+    names = [r.name for r in wanted if r.marker is not None and f'extra == "{extra}"' in str(r.marker)]
+    assert names, f"there is no extra {extra}"
+    try:
+        for name in names:
+            metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def ids(page: Path) -> str:
