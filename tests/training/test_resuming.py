@@ -44,8 +44,13 @@ def test_another_recipe_is_refused_with_both_values(run, sections, said) -> None
 
 
 def test_the_run_may_go_on_for_longer_and_be_measured_otherwise(run) -> None:
-    check_resumed(_changed(), run, 2)
-    check_resumed(_changed(training={"steps": 20, "learning_rate": 1e-6}, evaluation={"problems": 3}), run, 2)
+    assert check_resumed(_changed(), run, 2) == {}
+    longer = _changed(training={"steps": 20, "learning_rate": 2e-6}, evaluation={"problems": 3})
+    assert check_resumed(longer, run, 2) == {
+        "training.steps": (8, 20),
+        "training.learning_rate": (1e-6, 2e-6),
+        "evaluation.problems": (200, 3),
+    }
 
 
 def test_fewer_steps_than_are_trained_are_refused(run) -> None:

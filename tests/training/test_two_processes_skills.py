@@ -47,6 +47,8 @@ def test_a_bank_lives_as_on_one_process(runs: tuple[Path, Path]) -> None:
     assert life(one) == life(two)
     assert {event["kind"] for event in life(two)["events"]} >= {"testing", "reject"}
     assert versions(one / "bank") == versions(two / "bank")
+    known = {(run.parent / f"bank{rank}.txt").read_text() for run, rank in ((one, 0), (two, 0), (two, 1))}
+    assert len(known) == 1, "each process knows the bank in use"
 
 
 def test_each_episode_is_played_under_the_version_that_was_drawn_for_it(runs: tuple[Path, Path]) -> None:
@@ -67,6 +69,7 @@ def test_a_run_that_ended_inside_a_test_goes_on(runs: tuple[Path, Path], tmp_pat
     ran(*TWO, SCRIPT, str(tmp_path), "4")
     ran(*TWO, SCRIPT, str(tmp_path), "8")
     assert life(tmp_path / "run") == life(runs[1])
+    assert (tmp_path / "bank0.txt").read_text() == (tmp_path / "bank1.txt").read_text()
 
 
 def test_a_bug_of_a_creator_ends_both_processes_with_its_message(tmp_path: Path) -> None:

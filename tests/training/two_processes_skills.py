@@ -106,6 +106,8 @@ def main() -> None:
     )
     checkpoint = run.latest_checkpoint() if resume else None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    bank = trainer.skills.bank
+    (folder / f"bank{os.environ.get('RANK', '0')}.txt").write_text(f"{bank.version}: {', '.join(bank.names)}")
 
 
 if __name__ == "__main__":

@@ -234,9 +234,12 @@ def _paired(first: Arm, second: Arm, scores: Sequence[str], notes: list[str]) ->
         ]
         if changed:
             key = changed[0]
+            one, two = (
+                "not set" if source.get(key) is None else repr(source[key]) for source in (sources[0], other)
+            )
             notes.append(
-                f"{where} cannot be paired: they were measured on different problems ({key} is "
-                f"{sources[0].get(key)!r} and {other.get(key)!r})."
+                f"{where} cannot be paired: they were measured on different problems ({key} is {one} and "
+                f"{two})."
             )
             return []
     left, right = _by_seed(first), _by_seed(second)

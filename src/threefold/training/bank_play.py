@@ -6,7 +6,8 @@ update `observe` counts successes, decides a test where it is time, and begins t
 beside the update. Groups stay whole: the advantages never hear of versions.
 
 On several processes the first one's `Evolution` leads: it draws for the episodes of all, learns from them
-all and writes to the disk, and the others are told. So a run's bank does not depend on how many play for it.
+all and writes to the disk, and the others are told, of whose evolutions only the `bank` in use is kept. So a
+run's bank does not depend on how many play for it.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ class BankPlay:
         begun = time.perf_counter()
         groups = gather_list(self._accelerator, [start.group_id for start in starts])
         size = len(groups)
-        self._banks_B = self._led(
-            lambda: self.evolution.assign(step, size, groups) if training else [self.evolution.bank] * size
-        )
+        if training:
+            drawn = self._led(lambda: (self.evolution.assign(step, size, groups), self.evolution.bank))
+            self._banks_B, self.evolution.bank = drawn
+        else:
+            self._banks_B = [self.evolution.bank] * size
         first = self._accelerator.process_index * len(starts)
         self._own_B = self._banks_B[first : first + len(starts)]
         self._seconds = time.perf_counter() - begun
@@ -89,7 +92,8 @@ class BankPlay:
             The step's figures, and what happened to the bank in words.
         """
         played = gather_list(self._accelerator, list(trajectories))
-        return self._led(lambda: self._observe(step, played))
+        answer, self.evolution.bank = self._led(lambda: (self._observe(step, played), self.evolution.bank))
+        return answer
 
     def _observe(self, step: int, trajectories: Sequence[Trajectory]) -> tuple[dict[str, float], str]:
         begun = time.perf_counter()
@@ -134,10 +138,10 @@ class BankPlay:
                 f"{checkpoint} holds no skill bank: the run was started without skills; resume it without "
                 "them, or start a new one"
             )
-        if not self._accelerator.is_main_process:
-            return
         state = json.loads(path.read_text(encoding="utf-8"))
-        self.evolution.load(state)
+        if self._accelerator.is_main_process:
+            self.evolution.load(state)
+        self.evolution.bank = self._led(lambda: self.evolution.bank)
         self._told = len(state["events"])  # what loading found is news
 
 

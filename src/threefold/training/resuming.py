@@ -19,7 +19,7 @@ _KEPT = ("model", "data", "prompt", "environment.name", "warm_start", "credit", 
 """Sections and keys of a recipe that say what a run is."""
 
 
-def check_resumed(recipe: Recipe, run: RunDirectory, updates_per_step: int) -> None:
+def check_resumed(recipe: Recipe, run: RunDirectory, updates_per_step: int) -> dict[str, tuple[Any, Any]]:
     """Hold a recipe against the run that it is to go on with, before anything is written.
 
     A run whose config.yaml is missing or damaged is compared in its steps alone; keys that it does not have,
@@ -28,13 +28,17 @@ def check_resumed(recipe: Recipe, run: RunDirectory, updates_per_step: int) -> N
     Args:
         updates_per_step: Optimizer updates of a step, which checkpoints count.
 
+    Returns:
+        What else has changed: the old and the new value by dotted key.
+
     Raises:
         RecipeError: The recipe is of another run, or ends before the checkpoint; the message names the keys.
     """
     recorded = _recorded(run.path / "config.yaml")
+    differences = _differences(recorded, yaml.safe_load(recipe.to_yaml()))
     changed = {
         key: values
-        for key, values in _differences(recorded, yaml.safe_load(recipe.to_yaml())).items()
+        for key, values in differences.items()
         if any(key == kept or key.startswith(f"{kept}.") for kept in _KEPT)
     }
     if changed:
@@ -50,6 +54,7 @@ def check_resumed(recipe: Recipe, run: RunDirectory, updates_per_step: int) -> N
             f"training.steps = {recipe.training.steps}, but {run.path} has trained {done} steps; raise it to "
             "go on"
         )
+    return differences
 
 
 def _recorded(config: Path) -> Mapping[str, Any]:

@@ -183,7 +183,9 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     run = RunDirectory(recipe.run.dir, resume=resume, append=not main)
     prepared = prepare(recipe, processes=processes)
     if resume:
-        check_resumed(recipe, run, prepared.plan.updates_per_step)
+        changed = check_resumed(recipe, run, prepared.plan.updates_per_step)
+        for key, (old, new) in changed.items() if main else ():
+            console.note(f"goes on with {key} = {new!r}, which was {old!r}")
     if main:
         run.write_config(recipe.to_yaml())
     creators = ThreadPoolExecutor(1, "skill-creator")

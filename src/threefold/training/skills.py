@@ -187,9 +187,18 @@ def _creator(recipe: Recipe, gate: Gate, run: Path) -> Creator:
 
 def join_policy(recipe: Recipe, trainer: Any) -> None:
     """What skills and weights have to do with each other beside the prompts: a policy that writes its skills
-    itself is handed to their creator, and one that is frozen for a while is held."""
+    itself is handed to their creator, and one that is frozen for a while is held.
+
+    Raises:
+        RecipeError: The policy is to write its skills, and its weights are sharded.
+    """
     chat = getattr(trainer.skills.creator, "chat", None) if trainer.skills is not None else None
     if isinstance(chat, _Asked) and isinstance(chat.chat, PolicyChat):
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            raise RecipeError(
+                "skills.creator = policy asks the policy on one process, and none holds all of a sharded "
+                "model; take another creator, or train without DeepSpeed and FSDP"
+            )
         chat.chat.bind(trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class)
     steps = recipe.skills.frozen_steps
     if steps:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -29,7 +28,7 @@ from threefold.credit.outcomes import given_credit
 from threefold.envs.base import Environment, Task
 from threefold.rollout.driver import Limits, run_episodes
 from threefold.rollout.samplers import Sampler
-from threefold.signals import AnswerTokens, locate, measure
+from threefold.signals import locate
 from threefold.skills.evolution import Evolution
 from threefold.training import checks
 from threefold.training.bank_play import BankPlay
@@ -281,7 +280,7 @@ class ThreefoldTrainer(TrlSeam):
             locate(self._tokenizer, ids, self.answer_format, written=mask_T[: len(ids)].tolist())
             for ids, mask_T in zip(generation.completion_ids, mask_BT, strict=True)
         ]
-        local_signals = self._measure(output, generation, mask_BT, answers)
+        local_signals = self._measure(self._needs(), output, generation, mask_BT, answers)
         generation.seconds["signals"] = time.perf_counter() - started
         started = time.perf_counter()
         batch = self._gather_batch(output, generation, mask_BT, turn_BT, local_signals)
@@ -330,55 +329,6 @@ class ThreefoldTrainer(TrlSeam):
 
     def _wants_sampled_scores(self) -> bool:
         return self._watching() and bool(self._needs() & {"policy", "base", "ablated_answer"})
-
-    def _measure(
-        self,
-        output: dict[str, Any],
-        generation: Generation,
-        mask_BT: Tensor,
-        answers: Sequence[AnswerTokens | None],
-    ) -> Signals:
-        def score_policy(
-            input_ids: Tensor, attention_mask: Tensor, keep: int
-        ) -> tuple[Tensor, Tensor | None]:
-            return self._score(self.model, input_ids, attention_mask, keep, compute_entropy=True)
-
-        def score_base(input_ids: Tensor, attention_mask: Tensor, keep: int) -> tuple[Tensor, Tensor | None]:
-            with self._as_base() as base:
-                return self._score(base, input_ids, attention_mask, keep, compute_entropy=False)
-
-        def score_certainty(
-            input_ids: Tensor, attention_mask: Tensor, keep: int
-        ) -> tuple[Tensor, Tensor | None, Tensor]:
-            return self._score_certainty(self.model, input_ids, attention_mask, keep)
-
-        needs = self._needs()
-        if needs and "pixel_values" in output:
-            raise ValueError(
-                "signals are measured on text only; train vision models with an estimator without needs"
-            )
-        return measure(
-            needs,
-            input_ids=torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1),
-            attention_mask=torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-            mask_BT=mask_BT,
-            prompt_ids=prompts_of(output),
-            completion_ids=generation.completion_ids,
-            answers=answers,
-            pad_token_id=self._tokenizer.pad_token_id,
-            score_policy=score_policy,
-            score_base=score_base,
-            policy_scores=self._policy_scores(generation, mask_BT.size(1)),
-            base_logp_BT=self._reference_scores(generation),
-            every_row=self.accelerator.num_processes > 1,
-            score_certainty=score_certainty,
-            reference_ids=self._reference_ids(generation) if "reference_answer" in needs else None,
-        )
-
-    def _reference_ids(self, generation: Generation) -> list[list[int]]:
-        """Token ids of each row's true answer, from the dataset's column "answer"."""
-        texts = [str(row["answer"]) for row in generation.inputs]
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def _gather_batch(
         self,

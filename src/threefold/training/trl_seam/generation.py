@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from threefold.rollout.samplers import Engine, Sample, Sampler, SamplingParamete
 from threefold.rollout.samplers.compiled_decoding import CompiledDecoding
 from threefold.rollout.samplers.transformers import TransformersSampler
 from threefold.training.dynamic_sampling import Candidates
-from threefold.training.shared_prompt import rotated_alike
 from threefold.training.trl_seam.update import UpdateSeam
 
 _BATCH = 256
@@ -62,7 +60,7 @@ class NotedSession:
         self._session.close()
 
 
-class TrlSeam(UpdateSeam):
+class GenerationSeam(UpdateSeam):
     """`GRPOTrainer` that keeps what passes through it and lets a subclass replace the advantages."""
 
     _generation: Generation | None = None
@@ -153,6 +151,10 @@ class TrlSeam(UpdateSeam):
             top_k=self.top_k or 0,
             entropies=self._uses_sampled_scores and self._wants_sampled_scores(),
         )
+
+    def _wants_sampled_scores(self) -> bool:
+        """Hook: whether the entropies that tokens are drawn at will be read."""
+        return False
 
     def _session(self) -> Session | None:
         """Dialogues that keep their cache between turns, where a sampler of ours has such; else None."""
@@ -283,47 +285,6 @@ class TrlSeam(UpdateSeam):
             self._generation.scored.append(scored[:2])
         return scored
 
-    def _wants_sampled_scores(self) -> bool:
-        """Hook: whether the entropies that tokens are drawn at will be read."""
-        return False
-
-    def _policy_scores(
-        self, generation: Generation, n_completion: int
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """The old policy's scores (B, T), where TRL needed them anyway or they came with the samples."""
-        if len(generation.scored) > (self.beta != 0.0):
-            return generation.scored[0]
-        return self._sampled_scores(generation, n_completion)
-
-    def _sampled_scores(self, generation: Generation, n_completion: int) -> tuple[Tensor, Tensor] | None:
-        """Log-probabilities and entropies (B, T) that the samples were drawn with; None where they are not
-        these episodes', or where half precision, or a rotation that changes with length, lets decoding and a
-        whole forward differ."""
-        exact = self.accelerator.mixed_precision == "no" and self.model.dtype == torch.float32
-        exact = exact and rotated_alike(self.model.config.get_text_config()) == math.inf
-        if not (exact and self._uses_sampled_scores) or len(generation.sampled) != 1:
-            return None
-        n_rows = len(generation.completion_ids)
-        scores = torch.zeros(2, n_rows, n_completion)
-        for row, ids in enumerate(generation.completion_ids):
-            places = _written(generation.inputs[row], len(ids))
-            samples = generation.sampled[0].get(row, [])
-            if [ids[place] for place in places] != [token for s in samples for token in s.token_ids]:
-                return None
-            if any(sample.entropies is None for sample in samples):
-                return None
-            scores[0, row, places] = torch.tensor([logp for s in samples for logp in s.logprobs])
-            scores[1, row, places] = torch.tensor([nats for s in samples for nats in s.entropies or ()])
-        logp_BT, entropy_BT = scores.to(self.accelerator.device)
-        return logp_BT, entropy_BT
-
-    def _reference_scores(self, generation: Generation) -> Tensor | None:
-        """The reference model's log-probabilities, where beta > 0 and the reference stays the initial
-        model."""
-        if self.beta == 0.0 or self.args.sync_ref_model:
-            return None
-        return generation.scored[-1][0]
-
     def _replace_logged_advantages(self, advantages: Tensor) -> None:
         """Put the new advantages into TRL's completions table, which was filled with its own; row means for
         (B, T)."""
@@ -333,15 +294,6 @@ class TrlSeam(UpdateSeam):
         for _ in range(min(len(gathered), len(logged))):
             logged.pop()
         logged.extend(gathered)
-
-
-def _written(inputs: dict[str, Any], n_completion: int) -> list[int]:
-    """Places in a row's completion that the agent wrote: all of them but in an environment."""
-    if "trajectory" not in inputs:
-        return list(range(n_completion))
-    segment = inputs["trajectory"].segments[0]
-    turn_ids = segment.turn_ids[segment.prompt_length :]
-    return [place for place, turn in enumerate(turn_ids) if turn >= 0]
 
 
 def turns_of(output: dict[str, Any]) -> tuple[Tensor, Tensor]:
