@@ -12,12 +12,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tiny_parts import digit, sums, tiny_model, tiny_tokenizer
+from tiny_parts import digit, sums, tiny_config, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -38,29 +39,7 @@ def make_model() -> Callable[..., Any]:
 @pytest.fixture
 def config(tmp_path: Path) -> Callable[..., Any]:
     """GRPOConfig for the tiny model; keywords replace its fields."""
-    from trl import GRPOConfig
-
-    def make(**fields: Any) -> Any:
-        defaults = {
-            "output_dir": str(tmp_path / "trl"),
-            "use_cpu": True,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "report_to": "none",
-            "learning_rate": 1e-2,
-            "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 2,
-            "num_generations": 4,
-            "max_completion_length": 8,
-            "max_steps": 3,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "seed": 1,
-            "disable_tqdm": True,
-        }
-        return GRPOConfig(**{**defaults, **fields})
-
-    return make
+    return partial(tiny_config, output_dir=tmp_path / "trl")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
@@ -47,6 +48,30 @@ def tiny_model(seed: int = 0, **options: Any) -> Any:
     }
     special = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **special, **options}))
+
+
+def tiny_config(output_dir: str | Path, **fields: Any) -> Any:
+    """GRPOConfig of a short run of the tiny model on a CPU; keywords replace its fields."""
+    from trl import GRPOConfig
+
+    defaults = {
+        "output_dir": str(output_dir),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "max_steps": 3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 1,
+        "disable_tqdm": True,
+    }
+    return GRPOConfig(**{**defaults, **fields})
 
 
 def sums(count: int = 32) -> Any:

@@ -10,10 +10,9 @@ import torch
 from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from trl import GRPOConfig
 
 from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
-from tiny_parts import digit, sums, tiny_model, tiny_tokenizer
+from tiny_parts import digit, sums, tiny_config, tiny_model, tiny_tokenizer
 
 
 class Kept(ThreefoldTrainer):
@@ -58,24 +57,15 @@ def one_update(folder: Path, *, dead_end: bool) -> None:
     With `dead_end` the update takes two generation batches, and in the second no row has an advantage.
     """
     for name, speedups in (("plain", None), ("fast", Speedups())):
-        args = GRPOConfig(
-            output_dir=str(folder / "trl"),
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
+        args = tiny_config(
+            folder / "trl",
             optim="sgd",
             learning_rate=1.0,
             max_grad_norm=0.0,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
             steps_per_generation=2 if dead_end else 4,
-            num_generations=4,
-            max_completion_length=8,
             max_steps=1,
-            save_strategy="no",
-            seed=1,
-            disable_tqdm=True,
         )
         trainer = ThreefoldTrainer(
             model=tiny_model(),
@@ -100,22 +90,11 @@ def main() -> None:
         one_update(folder, dead_end="dead-end" in sys.argv)
         return
     # A generation batch is two rows on each of two processes: its one group of four spans both.
-    args = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        learning_rate=1e-2,
+    args = tiny_config(
+        folder / "trl",
         per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
-        num_generations=4,
-        max_completion_length=8,
         max_steps=4,
-        logging_steps=1,
-        save_strategy="no",
-        seed=1,
-        disable_tqdm=True,
     )
     trainer = Kept(
         model=tiny_model(),

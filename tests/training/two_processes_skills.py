@@ -12,7 +12,6 @@ from pathlib import Path
 from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from trl import GRPOConfig
 
 from threefold import GRPO, Limits, ThreefoldTrainer
 from threefold.credit.named_skills import NamedSkills
@@ -23,7 +22,7 @@ from threefold.skills.evolution import Evolution
 from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
 from threefold.training.run_directory import RunDirectory
-from tiny_parts import tiny_model, tiny_tokenizer
+from tiny_parts import tiny_config, tiny_model, tiny_tokenizer
 
 
 class ByMember:
@@ -68,24 +67,15 @@ def main() -> None:
     leads = os.environ.get("RANK", "0") == "0"
     resume = (folder / "run" / "checkpoints").is_dir()
     run = RunDirectory(folder / "run", resume=resume, append=not leads)
-    args = GRPOConfig(
-        output_dir=str(folder / "run" / "checkpoints"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        learning_rate=1e-2,
+    args = tiny_config(
+        folder / "run" / "checkpoints",
         lr_scheduler_type="constant",
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=1,
-        num_generations=4,
         max_completion_length=400,
         max_steps=8 if what == "broken" else int(what),
-        logging_steps=1,
         save_strategy="steps",
         save_steps=4,
-        seed=1,
-        disable_tqdm=True,
     )
     evolution = Evolution(
         (broken if what == "broken" else one_more) if leads else (lambda evidence: Creation()),

@@ -11,11 +11,10 @@ from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ragged import Ragged
-from trl import GRPOConfig
 from two_processes import Kept
 
 from threefold import T2GRPO, Limits
-from tiny_parts import tiny_model, tiny_tokenizer
+from tiny_parts import tiny_config, tiny_model, tiny_tokenizer
 
 
 class Named(Ragged):
@@ -33,22 +32,11 @@ def main() -> None:
 
     folder = Path(sys.argv[1])
     # Two rows on each process: the one group of four spans both, up to 2 turns on one and 4 on the other.
-    args = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        learning_rate=1e-2,
+    args = tiny_config(
+        folder / "trl",
         per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
-        num_generations=4,
         max_completion_length=64,
-        max_steps=3,
-        logging_steps=1,
-        save_strategy="no",
-        seed=1,
-        disable_tqdm=True,
     )
     trainer = Kept(
         model=tiny_model(),

@@ -11,10 +11,9 @@ from accelerate import PartialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import trl_vllm
 from ragged import Ragged
-from trl import GRPOConfig
 
 from threefold import T2GRPO, Limits, ThreefoldTrainer
-from tiny_parts import tiny_tokenizer
+from tiny_parts import tiny_config, tiny_tokenizer
 
 
 def main() -> None:
@@ -22,22 +21,11 @@ def main() -> None:
 
     folder, address = Path(sys.argv[1]), sys.argv[2]
     # Two rows on each process: the one group of four spans both, up to 2 turns on one and 4 on the other.
-    args = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        learning_rate=1e-2,
+    args = tiny_config(
+        folder / "trl",
         per_device_train_batch_size=2,
         gradient_accumulation_steps=1,
-        num_generations=4,
         max_completion_length=64,
-        max_steps=3,
-        logging_steps=1,
-        save_strategy="no",
-        seed=1,
-        disable_tqdm=True,
         use_vllm=True,
         vllm_mode="server",
         vllm_server_base_url=address,
