@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             PermissionError, ConnectionError, ImportError) as error:  # fmt: skip
         if arguments.traceback:
             raise
-        print(f"threefold {arguments.command}: {error}", file=sys.stderr)
+        from threefold.training import launcher
+
+        launcher.say_why(f"threefold {arguments.command}: {error}")
         return 2
 
 
@@ -53,15 +55,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from threefold.training import launcher
     from threefold.training.console import Console
     from threefold.training.run import dry_run, train
 
     _quiet_libraries()
-    console = Console(quiet=arguments.quiet, json=arguments.json)
+    console = Console(quiet=arguments.quiet, json=arguments.json, silent=not launcher.is_first())
     if arguments.dry_run:
         dry_run(recipe, console)
         return 0
-    if arguments.overwrite and not arguments.resume:
+    if arguments.overwrite and not arguments.resume and launcher.is_first():
         from threefold.training.run_directory import delete_run
 
         delete_run(recipe.run.dir)

@@ -368,7 +368,13 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise RecipeError(f"override {override!r}: {name} holds a value, not a section")
         node = child
-    node[last] = _number(yaml.safe_load(text))
+    try:
+        node[last] = _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"override {override!r} is not valid YAML after its first '='; quote it for the shell where it "
+            f"has spaces, as in 'model.lora={{r: 8, alpha: 16}}': {error}"
+        ) from error
 
 
 def _number(value: Any) -> Any:

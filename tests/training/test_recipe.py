@@ -76,7 +76,7 @@ def test_overrides_reach_into_sections_and_keep_their_types(tmp_path) -> None:
     assert recipe.model.lora.r == 8
 
 
-@pytest.mark.parametrize("override", ["training.steps", "=3", "training.steps.x=3"])
+@pytest.mark.parametrize("override", ["training.steps", "=3", "training.steps.x=3", "model.lora={r:"])
 def test_a_malformed_override_is_refused(tmp_path, override: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("training: {steps: 3}\n", encoding="utf-8")

@@ -18,6 +18,7 @@ import numpy as np
 from threefold.envs.base import Environment, Task
 from threefold.evaluation.intervals import Interval, bootstrap, paired_bootstrap
 from threefold.evaluation.pass_at_k import pass_at_k
+from threefold.evaluation.share import NumberedSession, Share
 from threefold.rollout.driver import GenerateTurn, Limits, Start, Tokenizer, run_episodes
 from threefold.rollout.samplers import SamplingParameters, Session
 from threefold.trajectory import Trajectory
@@ -145,6 +146,7 @@ def evaluate_episodes(
     measures: Callable[[Sequence[Trajectory]], Sequence[Mapping[str, float | None]]] | None = None,
     levels: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    share: Share | None = None,
 ) -> EpisodeEvaluation:
     """Play tasks and score the episodes.
 
@@ -161,9 +163,10 @@ def evaluate_episodes(
         episodes_at_once: Most episodes side by side (at least those of one task).
         groups: Names of the groups that a task belongs to, whose scores are given apart too.
         measures: Further scores of each episode, by name; None where one could not be measured. Called once
-            with the episodes in which the environment did not fail.
+            with the episodes in which the environment did not fail, a process's own where several share them.
         levels: Names of states whose course over the turns gets intervals.
         progress: Called with (tasks done, tasks in all) after each part.
+        share: The episodes that this process plays, where several do; all of them have to call this.
 
     Raises:
         ValueError: There are no tasks, or an argument is out of range.
@@ -174,6 +177,7 @@ def evaluate_episodes(
     if samples < 1 or (temperature == 0 and samples > 1):
         raise ValueError(f"samples must be at least 1, and 1 where greedy, got {samples}")
     begun = time.perf_counter()
+    share = share or Share()
     episodes: list[Trajectory] = []
     at_once = max(1, episodes_at_once // samples)
     for first in range(0, len(tasks), at_once):
@@ -184,7 +188,12 @@ def evaluate_episodes(
         ]
         # A seed of its own, or every part would repeat the draws of the first one.
         part_seed = int(np.random.SeedSequence((seed, first)).generate_state(1)[0])
-        episodes += run_episodes(starts, make_environment, generate(part_seed), tokenizer, limits=limits)
+        mine, turns = share.part(len(starts)), generate(part_seed)
+        if isinstance(turns, Session):
+            turns = NumberedSession(turns, mine.start)
+        episodes += share.gather(
+            run_episodes(starts[mine], make_environment, turns, tokenizer, limits=limits)
+        )
         if progress is not None:
             progress(min(first + at_once, len(tasks)), len(tasks))
     failures = tuple(f"{e.task_id}: {e.ended}" for e in episodes if _failed(e))
@@ -193,7 +202,7 @@ def evaluate_episodes(
             f"the environment failed in all {len(episodes)} episodes; the first: {failures[0]}"
         )
     by_task = [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
-    values = _values(by_task) | _measured(by_task, measures)
+    values = _values(by_task) | _measured(by_task, measures, share)
     by_turn = _states(by_task)
     of_group: dict[str, list[int]] = {}
     for number, task in enumerate(tasks):
@@ -275,12 +284,13 @@ def _scores(values: Values, seed: int) -> dict[str, Interval]:
 def _measured(
     by_task: Sequence[Sequence[Trajectory]],
     measures: Callable[[Sequence[Trajectory]], Sequence[Mapping[str, float | None]]] | None,
+    share: Share,
 ) -> Values:
     """What the environment measures beside its rewards; None for an episode in which it failed."""
     if measures is None:
         return {}
     played = [episode for task in by_task for episode in task if not _failed(episode)]
-    given = iter(measures(played))
+    given = iter(share.gather(list(measures(played[share.part(len(played))]))))
     found: list[list[Mapping[str, float | None]]] = [
         [{} if _failed(episode) else next(given) for episode in task] for task in by_task
     ]

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
+from threefold.training import launcher
 from threefold.training.run_directory import RunDirectory
 from threefold.training.warnings import Watch
 
@@ -16,11 +18,15 @@ from threefold.training.warnings import Watch
 class StopOnInterrupt(TrainerCallback):
     """Ctrl-C finishes the running step, saves a checkpoint and stops; a second one stops at once.
 
+    Of several processes a signal reaches some earlier than others, or one alone: they agree at the end of
+    each update, or one would stop while the others wait for it.
+
     Used as a context manager around `train()`, so the handler is in place only then.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        """Whether this process was interrupted."""
         self._before: Any = None
 
     def __enter__(self) -> StopOnInterrupt:
@@ -34,14 +40,27 @@ class StopOnInterrupt(TrainerCallback):
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print(
-            "\ninterrupted: finishing this step and saving a checkpoint; once more stops at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        if launcher.is_first():
+            print(
+                "\ninterrupted: finishing this step and saving a checkpoint; once more stops at once",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def agreed(self, device: Any) -> bool:
+        """Whether any process was interrupted; all of them have to ask.
+
+        Args:
+            device: Where this process's tensors are.
+        """
+        if launcher.processes() == 1:
+            return self.requested
+        requested = torch.tensor(int(self.requested), device=device)
+        torch.distributed.all_reduce(requested, torch.distributed.ReduceOp.MAX)
+        return bool(requested)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.requested:
+        if self.agreed(args.device):
             control.should_save = control.should_training_stop = True
         return control
 

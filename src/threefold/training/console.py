@@ -74,12 +74,14 @@ class Console:
     With `json` standard output holds JSON alone, one object a line: `{"event": "start", ...}`,
     `{"event": "step", ...}` for each generation step, `{"event": "result", ...}` where the run evaluates,
     `{"event": "end", ...}`; everything else goes to standard error.
+
+    `silent` prints nothing at all: of several processes one is enough.
     """
 
-    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
-        self._console = rich.console.Console(highlight=False, soft_wrap=True, stderr=json)
-        self._quiet = quiet
-        self._json = json
+    def __init__(self, *, quiet: bool = False, json: bool = False, silent: bool = False) -> None:
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, stderr=json, quiet=silent)
+        self._quiet = quiet or silent
+        self._json = json and not silent
         self._watch = Watch()
         self._pace = Pace()
         self._episodes = 0

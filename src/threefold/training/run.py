@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import gc
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,17 @@ from threefold.credit import CreditEstimator
 from threefold.credit.grpo import GRPO
 from threefold.credit.named_skills import NamedSkills
 from threefold.credit.outcomes import given_credit
+from threefold.evaluation.share import Share
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
 from threefold.recipe_credit import BY_TURN, Method, method_settings, methods_of
 from threefold.skills.evolution import Evolution
+from threefold.training import launcher
 from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.engine import build_sampler, check_sampler
+from threefold.training.gathering import gather_list
 from threefold.training.loggers import group_metrics, set_places
 from threefold.training.resuming import check_resumed
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
@@ -142,7 +145,7 @@ def check(recipe: Recipe) -> Checked:
     Raises:
         RecipeError, ValueError: As `prepare`.
     """
-    prepared, dtype = prepare(recipe, processes=int(os.environ.get("WORLD_SIZE", "1"))), weights_dtype(recipe)
+    prepared, dtype = prepare(recipe, processes=launcher.processes()), weights_dtype(recipe)
     trl_config(prepared, "checked-only", dtype)
     return Checked(prepared, *dtype, lora=peft_config(recipe))
 
@@ -177,22 +180,23 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
 
     started = time.perf_counter()
     keep_freed_memory()
+    launcher.use_own_accelerator()
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    processes, main = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")) == 0
+    processes, main = launcher.processes(), launcher.is_first()
     run = RunDirectory(recipe.run.dir, resume=resume, append=not main)
     prepared = prepare(recipe, processes=processes)
-    if resume:
-        changed = check_resumed(recipe, run, prepared.plan.updates_per_step)
-        for key, (old, new) in changed.items() if main else ():
-            console.note(f"goes on with {key} = {new!r}, which was {old!r}")
-    if main:
+    if main:  # alone, for it is overwritten here what others would read
+        if resume:
+            changed = check_resumed(recipe, run, prepared.plan.updates_per_step)
+            for key, (old, new) in changed.items():
+                console.note(f"goes on with {key} = {new!r}, which was {old!r}")
         run.write_config(recipe.to_yaml())
     creators = ThreadPoolExecutor(1, "skill-creator")
     skills = build_evolution(recipe, prepared.work.tokenizer, run.path, creators, resume=resume, main=main)
     trainer = _build_trainer(prepared, run, console, skills)
     if main:
-        facts: dict[str, Any] = {"reward_weights": dict(prepared.work.rewards)}
+        facts: dict[str, Any] = {"processes": processes, "reward_weights": dict(prepared.work.rewards)}
         if prepared.work.scope:
             facts["scope"] = prepared.work.scope
         if prepared.work.made_with:
@@ -207,9 +211,9 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
         run.drop_after(int(checkpoint.name.rpartition("-")[2]))
     done = int(checkpoint.name.rpartition("-")[2]) // prepared.plan.updates_per_step if checkpoint else 0
     finished = done == recipe.training.steps
-    if main and finished:
+    if finished:
         console.print(f"all {done} steps are trained already; raise training.steps to go on")
-    elif main:
+    else:
         console.training(recipe.training.steps, done)
     stopped = False
     try:
@@ -220,11 +224,13 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
     finally:
         console.finish()
         creators.shutdown(wait=False, cancel_futures=True)
-    if main:
-        _finish(prepared, trainer, run, console, evaluations, stopped)
+    _finish(prepared, trainer, run, console, evaluations, stopped)
     if processes > 1:  # a process that leaves while another still listens to it can take that one down
         trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
+        # The model holds the group, and threads of it that outlive the interpreter abort the process.
+        del trainer
+        gc.collect()
     prepared.work.close()
     return run.path
 
@@ -281,7 +287,7 @@ def _initial_model(prepared: Prepared, run: RunDirectory, console: Console) -> A
         recipe, prepared.work, weights, console.note, processes=prepared.plan.processes, bf16=autocast
     )
     model = load_model(str(folder), weights, **options)
-    if recipe.model.lora is not None and int(os.environ.get("RANK", "0")) == 0:
+    if recipe.model.lora is not None and launcher.is_first():
         # An adapter is of no use without the weights it was trained on.
         model.save_pretrained(run.path / BASE_FOLDER)
     return model
@@ -307,11 +313,11 @@ def _parameters(model: Any) -> dict[str, int]:
 
 
 def _fit(trainer: Any, checkpoint: Path | None) -> bool:
-    """Train; True where an interrupt ended it early (a checkpoint was saved then)."""
+    """Train; True on every process where an interrupt ended it early (a checkpoint was saved then)."""
     interrupt = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopOnInterrupt))
     with interrupt:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return interrupt.requested
+    return interrupt.agreed(trainer.args.device)
 
 
 # What was learned
@@ -324,11 +330,9 @@ def _before(prepared: Prepared, trainer: Any, run: RunDirectory, console: Consol
         return run.read_before()
     if not prepared.recipe.evaluation.before:
         return []
-    if trainer.accelerator.num_processes > 1:
-        console.print("several processes do not evaluate; run `threefold eval` on the run afterwards")
-        return []
     before = _evaluate(prepared, trainer, console, "before")
-    run.write_before(before)
+    if before and launcher.is_first():
+        run.write_before(before)
     return before
 
 
@@ -340,26 +344,41 @@ def _finish(
     before: Sequence[Any],
     stopped: bool,
 ) -> None:
+    """Save, evaluate and report: on every process, of which the first writes."""
     from threefold.report import write_report
 
-    step = trainer.state.global_step
+    step, after = trainer.state.global_step, []
     if not stopped:
         trainer.save_model(str(run.path / "model"))
-        if prepared.recipe.evaluation.after and trainer.accelerator.num_processes == 1:
+        if prepared.recipe.evaluation.after:
             after = _evaluate(prepared, trainer, console, "after")
-            summary = summarise(prepared.work, before, after, step)
-            run.write_after(after)
-            run.write_evaluation(summary)
-            console.learned(summary)
+    if not launcher.is_first():
+        return
+    if after:
+        summary = summarise(prepared.work, before, after, step)
+        run.write_after(after)
+        run.write_evaluation(summary)
+        console.learned(summary)
     console.ended(run.path, write_report(run.path), step=step, stopped=stopped)
 
 
 def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Any]:
+    """The held-out evaluations, divided among the processes; empty where none of them holds the whole
+    model."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        console.print("a sharded model is not evaluated here; run `threefold eval` on the run afterwards")
+        return []
+    accelerator = trainer.accelerator
+    share = Share(
+        accelerator.process_index, accelerator.num_processes, lambda items: gather_list(accelerator, items)
+    )
     model = trainer.accelerator.unwrap_model(trainer.model)
     work = prepared.work
     if isinstance(work, Episodes) and trainer.skills is not None:
         work = replace(work, bank=trainer.skills.bank)  # one version, whatever is under test
-    return work.evaluate(model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total))
+    return work.evaluate(
+        model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total), share
+    )
 
 
 def summarise(work: Work, before: Sequence[Any], after: Sequence[Any], step: int) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def warm_started(
         return folder
     if processes > 1:
         raise RecipeError(
-            "a warm start runs on one process: start the run once without a launcher (training.steps=1 is "
-            "enough), then its weights are found in the cache"
+            "a warm start runs on one process: start the run once without a launcher, on one accelerator "
+            "(CUDA_VISIBLE_DEVICES=0), with training.steps=1 and another run.dir; then its weights are found "
+            "in the cache"
         )
     started = time.perf_counter()
     folder.parent.mkdir(parents=True, exist_ok=True)

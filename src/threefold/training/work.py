@@ -11,6 +11,7 @@ from threefold.environments import SUCCESS, NamedEnvironment, named_environment
 from threefold.envs import mathematics
 from threefold.envs.base import Task
 from threefold.envs.problems import Problem
+from threefold.evaluation.share import Share, SharedSampler
 from threefold.models import context_length, load_tokenizer, resolve
 from threefold.recipe import OUTCOME, Recipe, RecipeError
 from threefold.skills.bank import Bank
@@ -90,8 +91,8 @@ class Work(Protocol):
         """Keyword arguments of `ThreefoldTrainer`: data, reward functions and how episodes are played."""
         ...
 
-    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
-        """One evaluation of the held-out tasks for each mode."""
+    def evaluate(self, model: Any, progress: Progress, share: Share) -> list[Any]:
+        """One evaluation of the held-out tasks for each mode, the same on all processes that share it."""
         ...
 
     def gain(self, before: Any, after: Any, score: str) -> Interval | None:
@@ -183,12 +184,14 @@ class Problems:
             "answer_format": ask.answer_format,
         }
 
-    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
+    def evaluate(self, model: Any, progress: Progress, share: Share) -> list[Any]:
         from threefold.evaluation.evaluate import evaluate
         from threefold.rollout.samplers.transformers import TransformersSampler
 
         settings, ask = self.recipe.evaluation, self.questioner
-        sampler = TransformersSampler(model, self.tokenizer, batch_size=settings.batch_size)
+        sampler = SharedSampler(
+            TransformersSampler(model, self.tokenizer, batch_size=settings.batch_size), share
+        )
         results = []
         for mode, temperature, samples in _modes(self.recipe):
             with progress(mode, len(self.test) * samples) as advance:
@@ -297,7 +300,7 @@ class Episodes:
             "answer_format": self.recipe.prompt.answer_format,
         }
 
-    def evaluate(self, model: Any, progress: Progress) -> list[Any]:
+    def evaluate(self, model: Any, progress: Progress, share: Share) -> list[Any]:
         from threefold.evaluation.episodes import evaluate_episodes, sessions
         from threefold.rollout.samplers import SamplingParameters
         from threefold.rollout.samplers.transformers import TransformersSampler
@@ -320,6 +323,7 @@ class Episodes:
                     measures=self.environment.measures,
                     levels=self.environment.levels,
                     progress=advance,
+                    share=share,
                 )
                 results.append(replace(result, bank=self.bank.version if self.bank else None))
         return results

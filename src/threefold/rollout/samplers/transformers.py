@@ -116,6 +116,7 @@ class TransformersSampler:
         *,
         samples_per_prompt: int = 1,
         seed: int | None = None,
+        first_place: int = 0,
     ) -> list[Sample]:
         """Continue every prompt `samples_per_prompt` times.
 
@@ -126,6 +127,7 @@ class TransformersSampler:
             seed: At least 0. The sample at place i of the result depends on its prompt, the parameters, the
                 seed and i alone (up to rounding, which may differ between batch shapes). None takes a seed
                 from torch's global generator, so `torch.manual_seed` governs.
+            first_place: Place of the first sample, where these are a part of a larger result.
 
         Returns:
             `len(prompts) * samples_per_prompt` samples, prompt by prompt: those of prompt 0 first.
@@ -145,7 +147,7 @@ class TransformersSampler:
         with self.scoring():
             for begin in range(0, len(rows), self.batch_size):
                 batch = by_length[begin : begin + self.batch_size]
-                draws_RT = _draws(seed, batch, parameters)
+                draws_RT = _draws(seed, [first_place + row for row in batch], parameters)
                 decoded = self.decode([rows[row] for row in batch], draws_RT, parameters)
                 samples.update(zip(batch, decoded, strict=True))
         return [samples[row] for row in range(len(rows))]
