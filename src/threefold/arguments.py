@@ -155,7 +155,7 @@ def _train(commands: Any) -> None:
     )
     train.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
     train.add_argument(
-        "--overwrite", action="store_true", help="delete the run directory first if it holds a run"
+        "--overwrite", action="store_true", help="replace the run that the run directory holds"
     )
     train.add_argument("--quiet", action="store_true", help="print results only")
     train.add_argument(

@@ -64,11 +64,13 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         dry_run(recipe, console)
         return 0
-    if arguments.overwrite and not arguments.resume and launcher.is_first():
-        from threefold.training.run_directory import delete_run
+    if not arguments.overwrite or arguments.resume or not launcher.is_first():
+        train(recipe, console, resume=arguments.resume)
+        return 0
+    from threefold.training.run_directory import replaced
 
-        delete_run(recipe.run.dir)
-    train(recipe, console, resume=arguments.resume)
+    with replaced(recipe.run.dir) as delete:
+        train(recipe, console, ready=delete)
     return 0
 
 

@@ -274,6 +274,14 @@ def test_overwrite_deletes_no_folder_that_is_not_a_run(recipe, tmp_path, capsys)
     assert (tmp_path / "run" / "thesis.tex").exists()
 
 
+def test_a_refused_recipe_costs_no_earlier_run(recipe, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("kept")
+    for changes in ({"training.group_size": 1}, {"model.name": str(tmp_path / "nowhere")}):
+        refused(capsys, recipe(**changes), "--overwrite")
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == "kept"
+
+
 # Models that lack something
 # -------------------------------------------------------------------------------------------------------
 

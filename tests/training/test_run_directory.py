@@ -1,11 +1,12 @@
 """The run directory: never overwritten unasked, cut back on resume, bounded in size."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
 from threefold.training import run_directory
-from threefold.training.run_directory import RunDirectory, delete_run
+from threefold.training.run_directory import RunDirectory, replaced
 from threefold.trajectory import Credited, Opening, Segment, Trajectory
 
 
@@ -66,13 +67,31 @@ def test_rollouts_are_rotated_and_the_oldest_dropped(tmp_path, monkeypatch) -> N
     assert steps == {"rollouts.jsonl": 6, "rollouts.1.jsonl": 5, "rollouts.2.jsonl": 4}
 
 
-def test_only_a_run_directory_is_deleted(tmp_path) -> None:
+def test_only_a_run_is_replaced(tmp_path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(ValueError, match="not a run directory"):
-        delete_run(tmp_path)
+    with pytest.raises(ValueError, match="not a run directory"), replaced(tmp_path):
+        pass
     assert (tmp_path / "thesis.tex").exists()
+    with replaced(tmp_path / "absent") as delete:
+        delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_replaced_run_comes_back_unless_the_other_one_could_begin(tmp_path, begun) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.append_metrics(1, {})
-    delete_run(run.path)
-    assert not run.path.exists()
-    delete_run(tmp_path / "absent")
+    run.append_metrics(1, {"reward": 0.5})
+    left_by_a_kill = tmp_path / ".run.replaced"
+    left_by_a_kill.mkdir()
+
+    def fail(delete: Callable[[], None]) -> None:
+        assert not run.path.exists()
+        RunDirectory(run.path).append_metrics(1, {"reward": 1.0})
+        if begun:
+            delete()
+        raise KeyError
+
+    with pytest.raises(KeyError), replaced(run.path) as delete:
+        fail(delete)
+    assert ('"reward": 1.0' in (run.path / "metrics.jsonl").read_text()) == begun
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -134,14 +134,14 @@ def test_a_resumed_run_is_the_unbroken_one(two, folder, recipe):
     assert records[0] == records[1]
 
 
-def test_a_recipe_is_refused_once_and_overwrite_deletes_once(folder, recipe):
+def test_a_recipe_is_refused_once_and_costs_no_earlier_run(folder, recipe):
     (folder / "refused").mkdir()
     (folder / "refused" / "config.yaml").touch()  # by which a folder is known to be a run's
     answer = launched(recipe("refused", **{"training.group_size": 3}), "--overwrite")
     assert answer.returncode != 0
     assert answer.stderr.count("threefold train: ") == 1
     assert "= 9 episodes do not divide by 2 process(es)" in answer.stderr
-    assert not (folder / "refused" / "config.yaml").exists()
+    assert (folder / "refused" / "config.yaml").exists()
 
 
 def test_an_interrupt_of_one_process_ends_both_with_a_checkpoint(folder, recipe):
@@ -154,7 +154,15 @@ def test_an_interrupt_of_one_process_ends_both_with_a_checkpoint(folder, recipe)
 
 
 def test_a_process_that_fails_says_why_and_ends_the_other(folder, recipe):
-    name = {"environment.name": "two_processes_command:Renamed", "evaluation.before": False}
+    name = {"environment.name": "two_processes_command:Worded", "evaluation.before": False}
     answer = launched(recipe("failed", **name))
     assert answer.returncode != 0
-    assert "threefold train: no episode has the channel 'echo', they have other" in answer.stderr
+    assert "'str'" in answer.stderr
+
+
+def test_a_channel_that_one_process_has_not_seen_is_unscorable_there(folder, recipe):
+    name = {"environment.name": "two_processes_command:Rare", "training.steps": 1}
+    answer = launched(recipe("rare", **name, **{"evaluation.before": False, "evaluation.after": False}))
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    (line,) = (line for line in metrics(folder / "rare") if "signal/unscorable" in line)
+    assert line["signal/unscorable"] == 0.5

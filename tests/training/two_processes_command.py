@@ -23,9 +23,17 @@ class Interrupted(EchoThenNext):
         return super().step(action_text)
 
 
-class Renamed(EchoThenNext):
-    """The second process's episodes lack the channel that the recipe rewards, which ends that process."""
+class Rare(EchoThenNext):
+    """The second process's episodes lack the channel that the recipe rewards."""
 
     def score(self, episodes):
         name = "other" if in_the_second() else "echo"
         return [EpisodeScore(rewards={name: 1.0}, success=e.success) for e in episodes]
+
+
+class Worded(EchoThenNext):
+    """The second process's rewards are no numbers, which ends that process."""
+
+    def score(self, episodes):
+        reward = "much" if in_the_second() else 1.0
+        return [EpisodeScore(rewards={"echo": reward}, success=e.success) for e in episodes]

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+
 from threefold.environments import SUCCESS
 from threefold.envs.base import Task
 from threefold.rollout.driver import Start
@@ -128,7 +131,7 @@ def _reader(channel: str) -> Callable[..., list[float | None]]:
     def read(completions: Any, trajectory: Sequence[Trajectory], **columns: Any) -> list[float | None]:
         if channel == SUCCESS:
             return [None if e.success is None else float(e.success) for e in trajectory]
-        known = dict.fromkeys(name for e in trajectory for name in e.rewards)
+        known = _known([name for e in trajectory for name in e.rewards])
         if known and channel not in known:
             nearest = difflib.get_close_matches(channel, known, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -137,3 +140,11 @@ def _reader(channel: str) -> Callable[..., list[float | None]]:
 
     read.__name__ = channel
     return read
+
+
+def _known(names: list[str]) -> dict[str, None]:
+    """Names without repetitions, those of all processes: a process alone may have seen none of a rare one.
+    TRL calls reward functions on all of them."""
+    if torch.distributed.is_initialized():
+        names = gather_object(names)
+    return dict.fromkeys(names)

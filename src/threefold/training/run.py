@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -163,8 +163,16 @@ def dry_run(recipe: Recipe, console: Console) -> None:
     )
 
 
-def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
+def train(
+    recipe: Recipe, console: Console, *, resume: bool = False, ready: Callable[[], None] | None = None
+) -> Path:
     """Run a recipe.
+
+    Args:
+        recipe: What to train, on what and how.
+        console: What is said on the way.
+        resume: Go on from the last checkpoint of the run directory.
+        ready: Called on the first process when all is checked and loaded, before anything is measured.
 
     Returns:
         The run directory.
@@ -205,6 +213,8 @@ def train(recipe: Recipe, console: Console, *, resume: bool = False) -> Path:
             recipe.run.seed, model=recipe.model.name, parameters=_parameters(trainer.model), **facts
         )
         console.started(recipe, prepared.plan, prepared.work, seconds=time.perf_counter() - started)
+        if ready is not None:
+            ready()
     evaluations = _before(prepared, trainer, run, console, resume)
     checkpoint = run.latest_checkpoint() if resume else None
     if checkpoint is not None and main:

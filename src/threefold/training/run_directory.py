@@ -20,7 +20,8 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -205,15 +206,29 @@ def _keep_lines(path: Path, keep: Any) -> None:
     temporary.replace(path)
 
 
-def delete_run(path: str | Path) -> None:
-    """Delete a run directory, and nothing else: a folder that holds no run is left alone.
+@contextmanager
+def replaced(path: str | Path) -> Iterator[Callable[[], None]]:
+    """Move a run aside, for another to begin in its place.
+
+    The yielded function deletes it, once the other one can begin; where that is not called, it is put back.
 
     Raises:
-        ValueError: The folder exists, is not empty and holds no run.
+        ValueError: The folder exists, is not empty and holds no run, so it is left alone.
     """
     path = Path(path)
     if not path.exists() or not any(path.iterdir()):
+        yield lambda: None
         return
     if not any((path / name).exists() for name in ("config.yaml", "environment.json", "metrics.jsonl")):
         raise ValueError(f"{path} is not a run directory, so --overwrite does not delete it")
-    shutil.rmtree(path)
+    aside = path.with_name(f".{path.name}.replaced")
+    if aside.exists():  # a kill left it
+        shutil.rmtree(aside)
+    path.rename(aside)
+    try:
+        yield lambda: shutil.rmtree(aside)
+    finally:
+        if aside.exists():
+            if path.exists():
+                shutil.rmtree(path)
+            aside.rename(path)
