@@ -214,8 +214,8 @@ class Training(_Part):
     sampler: Literal["auto", "threefold", "threefold-bf16", "vllm", "trl"] = "auto"
     """Who generates. "threefold" prefills each prompt once for its whole group and drops finished rows;
     "threefold-bf16" does so with a copy of the policy in bf16; "vllm" is vLLM on a CPU; "trl" is TRL's own
-    path (transformers, continuous batching, vLLM on accelerators). "auto" is "threefold" on one process
-    without vLLM, else "trl"."""
+    path (transformers, continuous batching, vLLM on accelerators). "auto" is "trl" with TRL's vLLM or
+    continuous batching, DeepSpeed or FSDP, else "threefold"."""
     importance: Literal["token", "sequence", "off"] = "token"
     """With "threefold-bf16" and "vllm", which sample from weights of their own: weigh advantages by the ratio
     of policy and engine, for each token or episode."""

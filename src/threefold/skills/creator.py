@@ -1,9 +1,9 @@
 """What a creator of skills is handed, what it answers, and the gate that its proposals must pass.
 
-A creator is a function `Evidence -> Creation`. There are two: `offline_creator`, which needs no language
-model, and `chat_creator`, which talks to one. Both are held to the same gate (ReSkill, arXiv 2606.01619,
-section 3.2): every operation fits the bank; a skill has at most 500 characters; and a pattern fires in at
-least half of the reservoir's episodes,
+A creator is a function `Evidence -> Creation`: `offline_creator` needs no language model, `chat_creator`
+talks to one; `memory_creator` and `placebo_creator` are there to compare with. What the first two write is
+held to the gate (ReSkill, arXiv 2606.01619, section 3.2): every operation fits the bank; a skill has at most
+500 characters; and a pattern fires in at least half of the reservoir's episodes,
 
     p_trig = (1 / |R|) sum_{tau in R} 1[exists t < |tau| - 1: the pattern is found in a_t] >= 0.5
 
