@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from threefold.arguments import STARTERS, parse
+from threefold.training import launcher
 
 __all__ = ["STARTERS", "main", "parse"]
 
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if arguments.command != "train" and not launcher.is_first():
+        return 0  # training alone is a matter of several processes
     try:
         return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
@@ -33,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             PermissionError, ConnectionError, ImportError) as error:  # fmt: skip
         if arguments.traceback:
             raise
-        from threefold.training import launcher
-
         launcher.say_why(f"threefold {arguments.command}: {error}")
         return 2
 
@@ -55,7 +56,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from threefold.training import launcher
     from threefold.training.console import Console
     from threefold.training.run import dry_run, train
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from threefold.arguments import build, every, parse
+from threefold.cli import main
 
 
 def refused(capsys: pytest.CaptureFixture[str], line: str) -> str:
@@ -68,3 +69,14 @@ def test_help_answers_without_heavy_imports() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_under_a_launcher_only_training_is_for_every_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, status in (("1", 0), ("0", 2)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["view", "no-such-run"]) == status
+        said = capsys.readouterr()
+        assert ("no-such-run" in said.err) == (rank == "0")
