@@ -14,10 +14,8 @@ import yaml
 from threefold.cli import main
 from threefold.envs.base import EpisodeScore, Observation, Task
 from threefold.envs.toy import EchoThenNext
-from threefold.recipe import parse_recipe
 from threefold.rollout.driver import Limits, Start, run_episodes
-from threefold.training.warm_start import demonstration_tokens, warm_started
-from threefold.training.work import work_of
+from threefold.training.warm_start import demonstration_tokens
 from threefold.trajectory import read_jsonl
 
 SETTINGS = {
@@ -361,9 +359,3 @@ def test_an_adapter_over_a_warm_start_is_evaluated_over_it(recipe, tmp_path):
     measured = json.loads(output.read_text())["evaluations"][0]
     assert (measured["scores"], measured["mean_length"]) == (trained["scores"], trained["mean_length"])
     assert measured["mean_length"] < 5  # cold, it writes four tokens a turn
-
-
-def test_several_processes_need_a_warm_start_that_is_there(recipe, tmp_path):
-    loaded = parse_recipe(yaml.safe_load(recipe(**WARM).read_text()))
-    with pytest.raises(ValueError, match="runs on one process"):
-        warm_started(loaded, work_of(loaded), "float32", print, processes=2)

@@ -144,6 +144,29 @@ def test_a_recipe_is_refused_once_and_costs_no_earlier_run(folder, recipe):
     assert (folder / "refused" / "config.yaml").exists()
 
 
+def test_a_warm_start_is_learnt_once_and_is_that_of_one_process(folder, recipe, tmp_path, monkeypatch):
+    short = {"training.steps": 1, "evaluation.before": False, "evaluation.after": False}
+    warm = {"warm_start.dialogues": 16, "warm_start.batch_size": 8, "warm_start.learning_rate": 1e-2}
+    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "two"))
+    answer = launched(recipe("warm", **short, **warm))
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    assert answer.stdout.count("warm start: 16 demonstrations, loss ") == 1
+    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path / "one"))
+    assert main(recipe("warm-alone", **short, **warm)) == 0
+    one, two = (list((tmp_path / name).glob("warm-start-*/model.safetensors")) for name in ("one", "two"))
+    assert len(one) == len(two) == 1
+    assert one[0].parent.name == two[0].parent.name
+    assert one[0].read_bytes() == two[0].read_bytes()
+
+
+def test_demonstrations_that_another_process_does_not_give_are_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("THREEFOLD_CACHE", str(tmp_path))
+    name = {"environment.name": "two_processes_command:Moody", "warm_start.dialogues": 4}
+    answer = launched(recipe("moody", **name))
+    assert answer.returncode != 0
+    assert "gives other demonstrations in another process" in answer.stderr
+
+
 def test_an_interrupt_of_one_process_ends_both_with_a_checkpoint(folder, recipe):
     name = {"environment.name": "two_processes_command:Interrupted", "evaluation.before": False}
     answer = launched(recipe("interrupted", **name))

@@ -23,6 +23,15 @@ class Interrupted(EchoThenNext):
         return super().step(action_text)
 
 
+class Moody(EchoThenNext):
+    """Its demonstrations depend on the process."""
+
+    @staticmethod
+    def demonstrations(split, size, seed):
+        opening = {"role": "user", "content": "say"}
+        return [[opening, {"role": "assistant", "content": str(os.getpid())}] for _ in range(size)]
+
+
 class Rare(EchoThenNext):
     """The second process's episodes lack the channel that the recipe rewards."""
 

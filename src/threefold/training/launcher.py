@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 
 _PATIENCE = 5.0
 """Seconds after which another process than the first says why it ends."""
@@ -21,6 +22,18 @@ def processes() -> int:
 def is_first() -> bool:
     """Whether this is the one that prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_here() -> bool:
+    """Whether this is the first one of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables for a process that is to run alone, started by one that a launcher started."""
+    exact = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    begins = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
+    return {k: v for k, v in environment.items() if k not in exact and not k.startswith(begins)}
 
 
 def use_own_accelerator() -> None:

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +27,15 @@ from typing import Any
 
 from threefold.envs.base import Message
 from threefold.models import cache_folder, load_model, resolve
-from threefold.recipe import Recipe, RecipeError
+from threefold.recipe import Recipe, RecipeError, load_recipe
 from threefold.rollout.driver import between_turns
-from threefold.training.work import Episodes, Work
+from threefold.training import launcher
+from threefold.training.trl_config import weights_dtype
+from threefold.training.work import Episodes, Work, work_of
 
 _FACTS = "warm_start.json"
+_PATIENCE = 0.5
+"""Seconds between two looks for weights that another process learns."""
 
 
 def check_warm_start(recipe: Recipe, work: Work) -> None:
@@ -56,11 +63,12 @@ def warm_started(
         work: The recipe's, an environment.
         weights: Data type of the weights.
         say: Told what was done.
-        processes: Of the launcher; with several the weights must be in the cache already.
+        processes: Of the launcher. With several the first of a machine has a process of its own learn, and
+            the others wait for the weights.
         bf16: Compute under bf16 autocast.
 
     Raises:
-        RecipeError: As `check_warm_start`, or there are several processes and nothing in the cache.
+        RecipeError: As `check_warm_start`, or the process that was to learn has failed.
     """
     rows = _demonstrations(recipe, work)
     facts = _facts(recipe, rows, str(weights), bf16)
@@ -70,22 +78,19 @@ def warm_started(
         say(f"warm start: {len(rows)} demonstrations, learnt before ({folder})")
         return folder
     if processes > 1:
-        raise RecipeError(
-            "a warm start runs on one process: start the run once without a launcher, on one accelerator "
-            "(CUDA_VISIBLE_DEVICES=0), with training.steps=1 and another run.dir; then its weights are found "
-            "in the cache"
-        )
-    started = time.perf_counter()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        made = Path(temporary) / "model"
-        losses = _learn(recipe, work, rows, weights, bf16, made)
-        kept = {**facts, "losses": losses, "seconds": time.perf_counter() - started}
-        (made / _FACTS).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-        try:
-            made.replace(folder)
-        except OSError:  # another process was faster; its result is the same
-            shutil.rmtree(made)
+        if launcher.is_first_here():
+            _learn_apart(recipe)
+            if not (folder / _FACTS).exists():
+                raise RecipeError(
+                    f"environment {work.title} gives other demonstrations in another process; they have to "
+                    "follow from the seed alone"
+                )
+        while not (folder / _FACTS).exists():  # a launcher ends those who wait for one that failed
+            time.sleep(_PATIENCE)
+    else:
+        _learn_into(folder, recipe, work, rows, facts, weights, bf16)
+    kept = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+    losses = kept["losses"]
     say(
         f"warm start: {len(rows)} demonstrations, loss {losses[0]:.2f} to {losses[-1]:.2f} "
         f"({kept['seconds']:.0f} s), kept in {folder}"
@@ -162,6 +167,44 @@ def _facts(recipe: Recipe, rows: Sequence[Any], weights: str, bf16: bool) -> dic
     }
 
 
+def _learn_into(
+    folder: Path,
+    recipe: Recipe,
+    work: Work,
+    rows: Sequence[Any],
+    facts: dict[str, Any],
+    weights: Any,
+    bf16: bool,
+) -> None:
+    """Learn, and put the weights with their facts in their place, whole or not at all."""
+    started = time.perf_counter()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / "model"
+        losses = _learn(recipe, work, rows, weights, bf16, made)
+        kept = {**facts, "losses": losses, "seconds": time.perf_counter() - started}
+        (made / _FACTS).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        try:
+            made.replace(folder)
+        except OSError:  # another process was faster; its result is the same
+            shutil.rmtree(made)
+
+
+def _learn_apart(recipe: Recipe) -> None:
+    """Learn in a process that no launcher has told of others: SFTTrainer would wait for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "recipe.yaml"
+        path.write_text(recipe.to_yaml(), encoding="utf-8")
+        ended = subprocess.run(
+            [sys.executable, "-m", "threefold.training.warm_start", str(path)],
+            env=launcher.without_launcher(os.environ),
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+    if ended.returncode:
+        raise RecipeError(f"the warm start ended with status {ended.returncode}; its own message says why")
+
+
 def _learn(
     recipe: Recipe, work: Work, rows: Sequence[Any], weights: Any, bf16: bool, target: Path
 ) -> list[float]:
@@ -207,3 +250,20 @@ def _learn(
     trainer.model.save_pretrained(target)
     work.tokenizer.save_pretrained(target)
     return losses
+
+
+def main(path: str) -> None:
+    """Learn what a recipe's warm start is, into the cache."""
+    import torch
+
+    recipe = load_recipe(path)
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    weights, bf16 = weights_dtype(recipe)
+    work = work_of(recipe)
+    warm_started(recipe, work, weights, print, bf16=bf16)
+    work.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
