@@ -15,7 +15,7 @@ test test-slow test-all demo study-ispo: export HF_HUB_OFFLINE = 1
 .PHONY: help setup demo test test-slow test-all lint format docs environments loggers demo-seeds study-ispo clean
 
 help:
-	@echo "make demo        set up, train the embedded model on graded sums, write a report (15 minutes on two cores)"
+	@echo "make demo        set up, train the embedded model on graded sums, write a report (about 5 minutes on two cores)"
 	@echo "make test        set up and run the fast tests"
 	@echo "make test-slow   the slow tests: real model, two processes, long learning curves"
 	@echo "make lint        ruff and mypy"
