@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from threefold.arguments import STARTERS, parse
-from threefold.training import launcher
 
 __all__ = ["STARTERS", "main", "parse"]
 
@@ -26,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from threefold.training import launcher
+
     if arguments.command != "train" and not launcher.is_first():
         return 0  # training alone is a matter of several processes
     try:
@@ -56,6 +57,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.recipe import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from threefold.training import launcher
     from threefold.training.console import Console
     from threefold.training.run import dry_run, train
 
