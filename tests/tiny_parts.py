@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,3 +87,12 @@ def digit(completions: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the completion holds a digit: random text does now and then, so groups are mixed."""
     texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
     return [float(any(character.isdigit() for character in text)) for text in texts]
+
+
+def leave_group() -> None:
+    """End a script of several processes. A trainer that is not collected yet holds the group, whose threads
+    would outlive the interpreter and abort the process, and one that has left may take the others down."""
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+    gc.collect()

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
-from tiny_parts import digit, sums, tiny_config, tiny_model, tiny_tokenizer
+from tiny_parts import digit, leave_group, sums, tiny_config, tiny_model, tiny_tokenizer
 
 
 class Kept(ThreefoldTrainer):
@@ -115,4 +114,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # or gloo may abort a process that the other one has left
+    leave_group()

@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from threefold import GRPO, Limits, ThreefoldTrainer
@@ -22,7 +20,7 @@ from threefold.skills.evolution import Evolution
 from threefold.skills.settings import Settings
 from threefold.skills.skill import Skill
 from threefold.training.run_directory import RunDirectory
-from tiny_parts import tiny_config, tiny_model, tiny_tokenizer
+from tiny_parts import leave_group, tiny_config, tiny_model, tiny_tokenizer
 
 
 class ByMember:
@@ -102,5 +100,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    if PartialState().num_processes > 1:
-        PartialState().destroy_process_group()  # or gloo may abort a process that the other one has left
+    if "RANK" in os.environ:
+        leave_group()

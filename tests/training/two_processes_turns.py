@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ragged import Ragged
 from two_processes import Kept
 
 from threefold import T2GRPO, Limits
-from tiny_parts import tiny_config, tiny_model, tiny_tokenizer
+from tiny_parts import leave_group, tiny_config, tiny_model, tiny_tokenizer
 
 
 class Named(Ragged):
@@ -57,4 +56,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # or gloo may abort a process that the other one has left
+    leave_group()

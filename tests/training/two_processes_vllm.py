@@ -6,14 +6,12 @@ Usage: torchrun --nproc_per_node=2 two_processes_vllm.py FOLDER ADDRESS, with a 
 import sys
 from pathlib import Path
 
-from accelerate import PartialState
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import trl_vllm
 from ragged import Ragged
 
 from threefold import T2GRPO, Limits, ThreefoldTrainer
-from tiny_parts import tiny_config, tiny_tokenizer
+from tiny_parts import leave_group, tiny_config, tiny_tokenizer
 
 
 def main() -> None:
@@ -46,4 +44,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # or gloo may abort a process that the other one has left
+    leave_group()
