@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from threefold.arguments import STARTERS, parse
@@ -60,19 +61,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from threefold.training import launcher
     from threefold.training.console import Console
     from threefold.training.run import dry_run, train
+    from threefold.training.run_directory import replaced
 
     _quiet_libraries()
     console = Console(quiet=arguments.quiet, json=arguments.json, silent=not launcher.is_first())
     if arguments.dry_run:
         dry_run(recipe, console)
         return 0
-    if not arguments.overwrite or arguments.resume or not launcher.is_first():
-        train(recipe, console, resume=arguments.resume)
-        return 0
-    from threefold.training.run_directory import replaced
-
-    with replaced(recipe.run.dir) as delete:
-        train(recipe, console, ready=delete)
+    replaces = arguments.overwrite and not arguments.resume and launcher.is_first()
+    with replaced(recipe.run.dir) if replaces else nullcontext() as delete:
+        train(recipe, console, resume=arguments.resume, ready=delete)
     return 0
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from threefold.rollout.samplers import Sample, SamplingParameters, Session
+
+if TYPE_CHECKING:
+    from threefold.rollout.samplers.transformers import TransformersSampler
 
 
 def _alone(items: list[Any]) -> list[Any]:
@@ -33,29 +36,15 @@ class Share:
         return slice(first, end)
 
 
-class PlacedSampler(Protocol):
-    """A sampler whose samples depend on their place, which may start anywhere (`TransformersSampler`)."""
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        parameters: SamplingParameters,
-        *,
-        samples_per_prompt: int = 1,
-        seed: int | None = None,
-        first_place: int = 0,
-    ) -> list[Sample]: ...
-
-
 class SharedSampler:
     """A sampler that draws this process's share of the samples, and answers with those of all.
 
     Args:
-        sampler: Draws them.
+        sampler: Draws them; its samples depend on their place, which may start anywhere.
         share: This process's part.
     """
 
-    def __init__(self, sampler: PlacedSampler, share: Share) -> None:
+    def __init__(self, sampler: TransformersSampler, share: Share) -> None:
         self._sampler = sampler
         self._share = share
 

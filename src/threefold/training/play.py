@@ -145,6 +145,7 @@ def _reader(channel: str) -> Callable[..., list[float | None]]:
 def _known(names: list[str]) -> dict[str, None]:
     """Names without repetitions, those of all processes: a process alone may have seen none of a rare one.
     TRL calls reward functions on all of them."""
+    known = dict.fromkeys(names)
     if torch.distributed.is_initialized():
-        names = gather_object(names)
-    return dict.fromkeys(names)
+        known = dict.fromkeys(gather_object(list(known)))
+    return known

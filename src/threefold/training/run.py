@@ -14,7 +14,6 @@ from threefold.credit import CreditEstimator
 from threefold.credit.grpo import GRPO
 from threefold.credit.named_skills import NamedSkills
 from threefold.credit.outcomes import given_credit
-from threefold.evaluation.share import Share
 from threefold.models import load_model
 from threefold.recipe import Recipe, RecipeError, build_credit
 from threefold.recipe_credit import BY_TURN, Method, method_settings, methods_of
@@ -24,7 +23,7 @@ from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.engine import build_sampler, check_sampler
-from threefold.training.gathering import gather_list
+from threefold.training.held_out import evaluate, summarise
 from threefold.training.loggers import group_metrics, set_places
 from threefold.training.resuming import check_resumed
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
@@ -340,7 +339,7 @@ def _before(prepared: Prepared, trainer: Any, run: RunDirectory, console: Consol
         return run.read_before()
     if not prepared.recipe.evaluation.before:
         return []
-    before = _evaluate(prepared, trainer, console, "before")
+    before = evaluate(prepared.work, trainer, console, "before")
     if before and launcher.is_first():
         run.write_before(before)
     return before
@@ -361,7 +360,7 @@ def _finish(
     if not stopped:
         trainer.save_model(str(run.path / "model"))
         if prepared.recipe.evaluation.after:
-            after = _evaluate(prepared, trainer, console, "after")
+            after = evaluate(prepared.work, trainer, console, "after")
     if not launcher.is_first():
         return
     if after:
@@ -370,40 +369,3 @@ def _finish(
         run.write_evaluation(summary)
         console.learned(summary)
     console.ended(run.path, write_report(run.path), step=step, stopped=stopped)
-
-
-def _evaluate(prepared: Prepared, trainer: Any, console: Console, when: str) -> list[Any]:
-    """The held-out evaluations, divided among the processes; empty where none of them holds the whole
-    model."""
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        console.print("a sharded model is not evaluated here; run `threefold eval` on the run afterwards")
-        return []
-    accelerator = trainer.accelerator
-    share = Share(
-        accelerator.process_index, accelerator.num_processes, lambda items: gather_list(accelerator, items)
-    )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    work = prepared.work
-    if isinstance(work, Episodes) and trainer.skills is not None:
-        work = replace(work, bank=trainer.skills.bank)  # one version, whatever is under test
-    return work.evaluate(
-        model, lambda mode, total: console.evaluating(f"{when} training, {mode}", total), share
-    )
-
-
-def summarise(work: Work, before: Sequence[Any], after: Sequence[Any], step: int) -> dict[str, Any]:
-    """evaluation.json: both evaluations and the paired gain of each score, with bootstrap intervals over
-    problems or tasks."""
-    gains = []
-    for first, last in zip(before, after, strict=False):
-        for name in first.scores:
-            gain = work.gain(first, last, name)
-            if gain is not None:
-                interval = {"mean": gain.mean, "low": gain.low, "high": gain.high}
-                gains.append({"score": name, "mode": first.mode, **interval})
-    return {
-        "unit": work.unit,
-        "evaluations": [e.to_json(when="before", step=0) for e in before]
-        + [e.to_json(when="after", step=step) for e in after],
-        "gains": gains,
-    }
