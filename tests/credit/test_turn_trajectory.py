@@ -1,43 +1,28 @@
-"""T²-GRPO's credit: golden vectors by hand, and what must hold for any rewards."""
+"""T²-GRPO's credit: golden vectors by hand, its switches and its veto."""
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from four_dialogues import (
+    CHANNELS,
+    DISTRESS,
+    FIT,
+    GOAL,
+    GROUP,
+    MASK,
+    NAN,
+    TERM,
+    TURNS,
+    VIOLATION,
+    golden,
+)
 
-from threefold.credit import CreditBatch, gdpo, grpo
+from threefold.credit import gdpo, grpo
 from threefold.credit.normalise import centred_rank, zscore
-from threefold.credit.turn_credit import relative_turns, tied_share
+from threefold.credit.turn_credit import relative_turns
 from threefold.credit.turn_trajectory import T2GRPO, advantages
 from threefold.credit.veto import apply_veto, largest_clean
-
-NAN = math.nan
-
-# Four dialogues of one scenario: the third violates, the fourth ends after two turns. Worked out by hand.
-GOAL, FIT, TERM = (torch.tensor(x) for x in ([8.0, 5, 8, 2], [6.0, 6, 3, 0], [4.0, 2, 3, 1]))
-CHANNELS = {"goal": GOAL, "fit": FIT, "term": TERM}
-DISTRESS = ([2, 1, 0, 0], [2, 2, 1, 0], [2, 3, 3, 2], [2, 2, 2])
-RESISTANCE = ([1, 1, 0, 0], [1, 2, 1, 1], [1, 1, 0, 0], [1, 1, 3])
-GROUP = torch.zeros(4, dtype=torch.int64)
-VIOLATION = torch.tensor([False, False, True, False])
-MASK = torch.tensor([[True, True, True]] * 3 + [[True, True, False]])
-
-
-def falls(levels) -> torch.Tensor:
-    rows = [[float(a - b) for a, b in itertools.pairwise(row)] for row in levels]
-    return torch.tensor([row + [NAN] * (3 - len(row)) for row in rows])
-
-
-TURNS = {"D": falls(DISTRESS), "R": falls(RESISTANCE)}
-
-
-def golden(**options) -> torch.Tensor:
-    return advantages(CHANNELS, TURNS, MASK, VIOLATION, GROUP, **options)
 
 
 def test_golden_vectors():
@@ -342,247 +327,3 @@ def test_bad_shapes_are_refused():
         advantages(CHANNELS, TURNS, MASK.long(), VIOLATION, GROUP)
     with pytest.raises(ValueError, match=r"turn_mask_BK \(B, K\)"):
         advantages(CHANNELS, TURNS, MASK[:, 0], VIOLATION, GROUP)
-
-
-# For any rewards
-
-tiers = st.integers(-3, 3)
-
-
-@st.composite
-def episodes(draw, normalise=("rank", "zscore", "leave_one_out")):
-    """A batch of one or two groups of ragged episodes, with ties, failures and violations."""
-    sizes = draw(st.lists(st.integers(2, 5), min_size=1, max_size=2))
-    group = torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)])
-    count = len(group)
-    lengths = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
-    mask = torch.arange(3) < torch.tensor(lengths)[:, None]
-    score = st.one_of(st.integers(0, 8).map(float), st.just(NAN))
-    column = st.lists(score, min_size=count, max_size=count)
-    channels = {name: torch.tensor(draw(column)) for name in ("goal", "fit")[: draw(st.integers(1, 2))]}
-    rewards = st.lists(
-        st.lists(st.one_of(tiers.map(float), st.just(NAN)), min_size=3, max_size=3),
-        min_size=count,
-        max_size=count,
-    )
-    turns = {"D": torch.tensor(draw(rewards))}
-    violation = torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
-    options = {
-        "normalise": draw(st.sampled_from(normalise)),
-        "alpha": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
-        "turn_credit": draw(st.sampled_from(["delta", "return_to_go", "stratified"])),
-        "ended": draw(st.sampled_from(["absent", "zero"])),
-        "exclude_violators_from_rank": draw(st.booleans()),
-    }
-    return channels, turns, mask, violation, group, options
-
-
-@settings(deadline=None, max_examples=150)
-@given(episodes(), st.floats(1e-3, 10))
-def test_any_violator_lies_strictly_below_every_clean_entry(batch, margin):
-    channels, turns, mask, violation, group, options = batch
-    bound = largest_clean(
-        len(channels),
-        1,
-        alpha=options["alpha"],
-        normalise=options["normalise"],
-        group_size=int(group.bincount().max()),
-    )
-    got = advantages(channels, turns, mask, violation, group, veto=bound + margin, **options)
-    assert got.isfinite().all()
-    assert (got[~mask] == 0).all()
-    bad, clean = got[mask & violation[:, None]], got[mask & ~violation[:, None]]
-    if len(bad):
-        assert (bad < 0).all()
-        if len(clean):
-            assert bad.max() < clean.min()
-
-
-@settings(deadline=None, max_examples=60)
-@given(episodes(), st.randoms(use_true_random=False))
-def test_the_order_of_episodes_does_not_matter(batch, random):
-    channels, turns, mask, violation, group, options = batch
-    order = list(range(len(group)))
-    random.shuffle(order)
-    got = advantages(channels, turns, mask, violation, group, veto=40.0, **options)
-    shuffled = advantages(
-        {name: x[order] for name, x in channels.items()},
-        {name: x[order] for name, x in turns.items()},
-        mask[order],
-        violation[order],
-        group[order],
-        veto=40.0,
-        **options,
-    )
-    torch.testing.assert_close(shuffled, got[order])
-
-
-@settings(deadline=None, max_examples=60)
-@given(episodes(normalise=("rank",)))
-def test_ranks_see_order_alone(batch):
-    channels, turns, mask, violation, group, options = batch
-    options = {**options, "turn_credit": "delta", "ended": "absent"}
-    bent = {name: x.exp() * 3 - 7 for name, x in channels.items()}
-    bent_turns = {name: x**3 + x for name, x in turns.items()}
-    torch.testing.assert_close(
-        advantages(bent, bent_turns, mask, violation, group, **options),
-        advantages(channels, turns, mask, violation, group, **options),
-    )
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_centred_ranks_have_mean_zero_and_keep_the_order(values):
-    x = torch.tensor(values).double()
-    ranks = centred_rank(x, torch.zeros(len(x)))
-    assert float(ranks.mean()) == pytest.approx(0, abs=1e-12)
-    assert ranks.abs().max() <= 1
-    for i, j in itertools.product(range(len(x)), repeat=2):
-        assert (x[i] > x[j]) == (ranks[i] > ranks[j])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 9), st.integers(1, 9), st.floats(-5, 5), st.floats(0.1, 9))
-def test_of_two_values_ranks_are_z_scores_but_for_a_factor(low, high, value, gap):
-    """So an outlier hurts ties exactly as much: what the paper says of ranks does not hold."""
-    x = torch.tensor([value] * low + [value + gap] * high).double()
-    ranks, scores = (f(x, torch.zeros(len(x))) for f in (centred_rank, zscore))
-    torch.testing.assert_close(ranks / ranks[-1], scores / scores[-1])
-
-
-# Through the door
-
-
-def batch_of(**changes) -> CreditBatch:
-    """The golden episodes with two tokens a turn, the environment's token between turns."""
-    turn = torch.tensor([0, 0, -1, 1, 1, -1, 2, 2])
-    turn_BT = turn.repeat(4, 1)
-    turn_BT[3, 5:] = -1
-    fields = {
-        "rewards": CHANNELS,
-        "weights": dict.fromkeys(CHANNELS, 1.0),
-        "group_B": GROUP,
-        "mask_BT": turn_BT >= 0,
-        "turn_BT": turn_BT,
-        "turn_rewards": TURNS,
-        "turn_state": {
-            "D": torch.tensor([[float(x) for x in (*row, NAN)[:3]] for row in DISTRESS]),
-            "R": torch.tensor([[float(x) for x in (*row, NAN)[:3]] for row in RESISTANCE]),
-        },
-        "turn_mask_BK": MASK,
-        "violation_B": VIOLATION,
-        "violation_turn_B": torch.tensor([-1, -1, 1, -1]),
-    }
-    return CreditBatch(**{**fields, **changes})
-
-
-def test_each_token_gets_its_turns_credit():
-    answer = T2GRPO().assign(batch_of())
-    values = golden()
-    assert answer.values.shape == (4, 8)
-    assert (answer.values[:, [2, 5]] == 0).all()
-    for token, turn in ((0, 0), (1, 0), (3, 1), (4, 1), (6, 2), (7, 2)):
-        assert torch.equal(answer.values[:, token], values[:, turn])
-    total = GOAL + FIT + TERM + torch.where(MASK, TURNS["D"] + TURNS["R"], 0).sum(dim=1)
-    torch.testing.assert_close(answer.reward_B, total - 5 * VIOLATION.float())
-    torch.testing.assert_close(answer.outcome_B, grpo.advantages(answer.reward_B, GROUP))
-    assert answer.episode_signals["violation"].tolist() == [0, 0, 1, 0]
-    torch.testing.assert_close(
-        answer.episode_signals["trajectory_credit"], torch.tensor([7 / 3, 0, 2 / 3, -3])
-    )
-    assert answer.token_signals["turn_credit"][3, 3] == pytest.approx(-5 / 3)
-
-
-def test_where_turns_make_no_difference_the_answer_is_one_number_an_episode():
-    assert T2GRPO(alpha=0.0).assign(batch_of()).values.shape == (4,)
-    assert T2GRPO(horizons="summed").assign(batch_of()).values.shape == (4,)
-    assert T2GRPO(horizons="summed", veto_from_turn=True).assign(batch_of()).values.shape == (4, 8)
-    plain = batch_of(turn_rewards={}, turn_mask_BK=None, turn_state={})
-    expected = golden(alpha=0.0)[:, 0]
-    torch.testing.assert_close(T2GRPO(turns=()).assign(plain).values, expected)
-
-
-def test_figures():
-    figures = T2GRPO().assign(batch_of()).metrics
-    assert figures["turns/violations"] == 0.25
-    assert figures["turns/all_violating"] == 0.0
-    assert figures["turns/per_episode"] == 11 / 4
-    assert figures["turns/compared"] == 1.0
-    values, clean = golden(), [0, 1, 3]
-    assert figures["turns/violating_weight"] == pytest.approx(48 / float(values.abs().sum()))
-    assert figures["turns/clean_mean"] == pytest.approx(float(values[clean].sum()) / 8)
-    # D: 1 0 -1 0 | 1 1 0 0 | 0 1 1: two, four and two of eleven values have an equal in their turn.
-    assert figures["turns/tied/D"] == pytest.approx(8 / 11)
-    assert figures["turns/tied_episode/goal"] == 0.5
-    assert figures["turns/tied_episode/term"] == 0.0
-    thin = T2GRPO(min_valid=4).assign(batch_of()).metrics
-    assert thin["turns/compared"] == pytest.approx(8 / 11)
-
-
-def test_headroom_reads_the_states_of_the_turn_channels():
-    answer = T2GRPO(turn_credit="headroom").assign(batch_of())
-    levels = batch_of().turn_state
-    torch.testing.assert_close(answer.values[:, 0], golden(turn_credit="headroom", levels=levels)[:, 0])
-    with pytest.raises(ValueError, match="the state is 'R'"):
-        T2GRPO(turn_credit="headroom").assign(batch_of(turn_state={"D": torch.zeros(4, 3)}))
-
-
-def test_missing_channels_are_named():
-    with pytest.raises(ValueError, match="the turn channel is 'R', valid: 'D'"):
-        T2GRPO().assign(batch_of(turn_rewards={"D": TURNS["D"]}))
-    with pytest.raises(ValueError, match="environment="):
-        T2GRPO().assign(batch_of(turn_mask_BK=None))
-    with pytest.raises(ValueError, match="did you mean 'goal'"):
-        T2GRPO(trajectory=("goals",)).check(["goal"], 8)
-    with pytest.raises(ValueError, match="give a tuple"):
-        T2GRPO(turns="DR")
-    with pytest.raises(ValueError, match="once"):
-        T2GRPO(turns=("D", "D"))
-
-
-def test_a_batch_in_which_everything_failed_is_credited_zero():
-    nothing = torch.full((4,), NAN)
-    answer = T2GRPO().assign(
-        batch_of(
-            rewards=dict.fromkeys(CHANNELS, nothing),
-            turn_rewards={},
-            turn_state={},
-            violation_B=torch.zeros(4, dtype=torch.bool),
-        )
-    )
-    assert torch.equal(answer.values, torch.zeros(4, 8))
-    assert answer.reward_B.isnan().all()
-
-
-def test_weights_multiply_channels():
-    weights = {"goal": 2.0, "fit": 1.0, "term": 0.0}
-    answer = T2GRPO(alpha=0.0).assign(batch_of(weights=weights))
-    expected = 2 * centred_rank(GOAL, GROUP) + centred_rank(FIT, GROUP)
-    torch.testing.assert_close(answer.values, torch.where(VIOLATION, -16.0, expected))
-
-
-def test_tied_share_without_company_says_nothing():
-    assert tied_share(torch.tensor([[1.0, NAN]]), torch.tensor([[0, 1]])) is None
-
-
-@pytest.mark.parametrize("options", [{}, {"normalise": "zscore"}, {"horizons": "summed"}, {"veto": None}])
-def test_whole_numbers_are_scores_too(options):
-    """Judges' points and falls of tiers are whole numbers; they may come as such."""
-    goal, fallen = torch.tensor([8, 5, 8, 2]), torch.tensor([[1, 1], [0, 1], [-1, 0], [0, 0]])
-    rest = (torch.ones(4, 2).bool(), torch.tensor([False, False, True, False]), torch.zeros(4).long())
-    whole = advantages({"goal": goal}, {"D": fallen}, *rest, **options)
-    assert torch.equal(whole, advantages({"goal": goal.float()}, {"D": fallen.float()}, *rest, **options))
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_no_episodes_or_no_turns_get_no_credit(shape):
-    """Of a group of dialogues in which nobody came to speak, nothing is said and nothing fails."""
-    none, size = torch.zeros(shape), shape[0]
-    got = advantages(
-        {"goal": torch.full((size,), torch.nan)},
-        {"D": none},
-        none.bool(),
-        torch.zeros(size, dtype=torch.bool),
-        torch.zeros(size, dtype=torch.int64),
-    )
-    assert got.shape == shape

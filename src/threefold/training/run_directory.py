@@ -64,7 +64,7 @@ class RunDirectory:
         if not resume and not append and (self.path / "metrics.jsonl").exists():
             raise FileExistsError(
                 f"{self.path} already holds a run; give another run.dir, continue it with --resume, "
-                "or delete it with --overwrite"
+                "or replace it with --overwrite"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
