@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_turn_trajectory import CHANNELS, GROUP, MASK, TURNS, VIOLATION, batch_of
+from four_dialogues import CHANNELS, GROUP, MASK, TURNS, VIOLATION, batch_of
 
 from threefold import GDPO, GRPO, ISPO, MTGRPO, T2GRPO, GiGPO, SummedGRPO
 from threefold.credit import CreditEstimator, gdpo, gigpo, grpo, mt_grpo

@@ -6,46 +6,22 @@ import pytest
 import torch
 from four_dialogues import (
     CHANNELS,
-    DISTRESS,
     FIT,
     GOAL,
     GROUP,
     MASK,
     NAN,
-    RESISTANCE,
     TERM,
     TURNS,
     VIOLATION,
+    batch_of,
     golden,
 )
 
-from threefold.credit import CreditBatch, grpo
+from threefold.credit import grpo
 from threefold.credit.normalise import centred_rank
 from threefold.credit.turn_credit import tied_share
 from threefold.credit.turn_trajectory import T2GRPO, advantages
-
-
-def batch_of(**changes) -> CreditBatch:
-    """The golden episodes with two tokens a turn, the environment's token between turns."""
-    turn = torch.tensor([0, 0, -1, 1, 1, -1, 2, 2])
-    turn_BT = turn.repeat(4, 1)
-    turn_BT[3, 5:] = -1
-    fields = {
-        "rewards": CHANNELS,
-        "weights": dict.fromkeys(CHANNELS, 1.0),
-        "group_B": GROUP,
-        "mask_BT": turn_BT >= 0,
-        "turn_BT": turn_BT,
-        "turn_rewards": TURNS,
-        "turn_state": {
-            "D": torch.tensor([[float(x) for x in (*row, NAN)[:3]] for row in DISTRESS]),
-            "R": torch.tensor([[float(x) for x in (*row, NAN)[:3]] for row in RESISTANCE]),
-        },
-        "turn_mask_BK": MASK,
-        "violation_B": VIOLATION,
-        "violation_turn_B": torch.tensor([-1, -1, 1, -1]),
-    }
-    return CreditBatch(**{**fields, **changes})
 
 
 def test_each_token_gets_its_turns_credit():

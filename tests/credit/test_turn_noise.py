@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from four_dialogues import CHANNELS, GROUP, MASK, TURNS, VIOLATION, batch_of, episodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_turn_trajectory import CHANNELS, GROUP, MASK, TURNS, VIOLATION, batch_of, episodes
 
 from threefold.credit.noise_control import Deal, dealt_episodes
 from threefold.credit.turn_credit import compared, relative_turns

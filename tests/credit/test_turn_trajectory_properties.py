@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from four_dialogues import (
-    NAN,
+    episodes,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,36 +15,6 @@ from hypothesis import strategies as st
 from threefold.credit.normalise import centred_rank, zscore
 from threefold.credit.turn_trajectory import advantages
 from threefold.credit.veto import largest_clean
-
-tiers = st.integers(-3, 3)
-
-
-@st.composite
-def episodes(draw, normalise=("rank", "zscore", "leave_one_out")):
-    """A batch of one or two groups of ragged episodes, with ties, failures and violations."""
-    sizes = draw(st.lists(st.integers(2, 5), min_size=1, max_size=2))
-    group = torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)])
-    count = len(group)
-    lengths = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
-    mask = torch.arange(3) < torch.tensor(lengths)[:, None]
-    score = st.one_of(st.integers(0, 8).map(float), st.just(NAN))
-    column = st.lists(score, min_size=count, max_size=count)
-    channels = {name: torch.tensor(draw(column)) for name in ("goal", "fit")[: draw(st.integers(1, 2))]}
-    rewards = st.lists(
-        st.lists(st.one_of(tiers.map(float), st.just(NAN)), min_size=3, max_size=3),
-        min_size=count,
-        max_size=count,
-    )
-    turns = {"D": torch.tensor(draw(rewards))}
-    violation = torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
-    options = {
-        "normalise": draw(st.sampled_from(normalise)),
-        "alpha": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
-        "turn_credit": draw(st.sampled_from(["delta", "return_to_go", "stratified"])),
-        "ended": draw(st.sampled_from(["absent", "zero"])),
-        "exclude_violators_from_rank": draw(st.booleans()),
-    }
-    return channels, turns, mask, violation, group, options
 
 
 @settings(deadline=None, max_examples=150)
