@@ -234,10 +234,12 @@ class Training(_Part):
 
 
 class Evaluation(_Part):
-    """Held-out success before and after training."""
+    """Held-out success before and after training, and in between."""
 
     before: bool = True
     after: bool = True
+    every: int = Field(0, ge=0)
+    """Also after every so many training steps; 0 is never."""
     problems: int = Field(200, ge=1)
     samples: int = Field(1, ge=1)
     """Samples per problem at the training temperature."""

@@ -70,6 +70,18 @@ def test_tensorboard_holds_every_figure_in_its_group(
     assert not any(tag.startswith("train/signal") for tag in events.Tags()["scalars"])
 
 
+def test_held_out_figures_in_between_are_sent_too(train: Callable[..., Path]) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(
+        "evaluation.every=1", "evaluation.problems=2", "evaluation.greedy=false", loggers=["tensorboard"]
+    )
+    lines = [line for line in charted(run)[0] if line["split"] == "held_out"]
+    events = event_accumulator.EventAccumulator(str(run / "tensorboard")).Reload()
+    found = [(event.step, event.value) for event in events.Scalars("held_out/sampled/success")]
+    assert found == [(line["step"], pytest.approx(line["sampled/success"])) for line in lines]
+    assert [step for step, _ in found] == [1, 2, 3]
+
+
 def test_a_resumed_run_goes_on_in_the_same_folder(
     train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

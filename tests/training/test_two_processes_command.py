@@ -34,6 +34,7 @@ SETTINGS = {
     "training.save_every": 2,
     "evaluation.problems": 2,
     "evaluation.samples": 3,
+    "evaluation.every": 3,
     "run.threads": 1,
 }
 
@@ -110,6 +111,7 @@ def test_two_processes_play_and_measure_what_one_does(two, folder, recipe):
     for evaluation in (*before[0], *before[1]):
         del evaluation["seconds"]
     assert before[0] == before[1]
+    assert [line["step"] for line in metrics(folder / "two") if line["split"] == "held_out"] == [0, 3, 4]
     assert [(e["when"], e["mode"]) for e in read(folder / "two", "evaluation.json")["evaluations"]] == [
         ("before", "sampled"),
         ("before", "greedy"),

@@ -11,6 +11,9 @@ from threefold.report.reading import Metrics
 
 RIGHT, WRONG = 0, 1
 """Colours: right is blue and wrong is orange wherever both are drawn."""
+HELD_OUT = "held_out: "
+"""What the columns of evaluations in between begin with."""
+_HELD_OUT_ABOUT = "Mean over held-out problems or tasks with its 95 % interval."
 CHART_LIMIT = 150
 """Most charts in the section of all metrics."""
 
@@ -29,6 +32,7 @@ def curve_sections(metrics: Metrics) -> list[Section]:
     """The sections that have something to show, the one with every metric last."""
     sections = [
         _progress(metrics),
+        _held_out(metrics),
         _dead_groups(metrics),
         _certainty(metrics),
         _ispo(metrics),
@@ -37,10 +41,11 @@ def curve_sections(metrics: Metrics) -> list[Section]:
     # Where there are too many to draw, those that no section shows come first. Charts hold the columns
     # themselves, so identity tells which are shown.
     drawn = {id(series.values) for section in sections for chart in section.charts for series in chart.series}
-    names = sorted(metrics.columns, key=lambda name: id(metrics.columns[name]) in drawn)[:CHART_LIMIT]
+    whole = [name for name in metrics.columns if not name.startswith(HELD_OUT)]
+    names = sorted(whole, key=lambda name: id(metrics.columns[name]) in drawn)[:CHART_LIMIT]
     lead = "Every number of metrics.jsonl."
-    if len(names) < len(metrics.columns):
-        lead = f"{len(names)} of {len(metrics.columns)} metrics, those that no section above shows first."
+    if len(names) < len(whole):
+        lead = f"{len(names)} of {len(whole)} metrics, those that no section above shows first."
     everything = tuple(Chart(name, (Series(name, metrics.columns[name]),)) for name in sorted(names))
     return [section for section in [*sections, Section("All metrics", lead, everything)] if section.charts]
 
@@ -80,6 +85,27 @@ def _progress(metrics: Metrics) -> Section:
         ),
     )
     return Section("Reward and success", _trend(metrics, "reward"), _present(charts))
+
+
+def _held_out(metrics: Metrics) -> Section:
+    """A chart a score, a curve for each way of decoding; none where nothing was measured in between."""
+    by_score: dict[str, dict[str, Series]] = {}
+    columns = {
+        name[len(HELD_OUT) :]: values for name, values in metrics.columns.items() if name.startswith(HELD_OUT)
+    }
+    for name, values in columns.items():
+        low, high = columns.get(f"{name}/low", {}), columns.get(f"{name}/high", {})
+        if not name.endswith(("/low", "/high")):
+            mode, _, score = name.partition("/")
+            band = {step: (low[step], high[step]) for step in values if step in low and step in high}
+            colour = 2 if mode == "sampled" else 3
+            by_score.setdefault(score, {})[mode] = Series(mode, values, colour, band)
+    charts = tuple(
+        Chart(score, tuple(modes[mode] for mode in sorted(modes, reverse=True)), _HELD_OUT_ABOUT)
+        for score, modes in sorted(by_score.items())
+    )
+    lead = "The same held-out problems or tasks, measured again and again while the run went on."
+    return Section("Held out, over training", lead, charts)
 
 
 def _dead_groups(metrics: Metrics) -> Section:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,8 @@ _SCORES = {
 }
 
 
+_SCORES_A_LINE = 4
+"""Scores that the line of an evaluation in between has room for; metrics.jsonl has all."""
 _PACE_OVER = 10
 """Steps whose mean duration says what is left."""
 
@@ -184,17 +186,40 @@ class Console:
     def finish(self) -> None:
         """Take the bar away; safe to call twice."""
         self._bars.stop()
+        self._training = None
 
     @contextmanager
     def evaluating(self, what: str, total: int) -> Iterator[Callable[[int, int], None]]:
         """A bar for an evaluation; the yielded function takes (done, total)."""
         # A batch may take minutes, and rich forgets what is older than 30 s unless told.
+        if self._training is not None:  # two bars of their own cannot be on a terminal at once
+            task = self._bars.add_task(f"evaluating {what}", total=total, pace="")
+            yield lambda done, total: self._bars.update(task, completed=done, total=total)
+            self._bars.remove_task(task)
+            return
         bars = self._make_bars(TimeRemainingColumn(), transient=True, speed_estimate_period=86400.0)
         if bars.disable:
             self.note(f"evaluating {what} on {total} samples")
         with bars:
             task = bars.add_task(f"evaluating {what}", total=total)
             yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    def held_out(self, step: int, evaluations: Sequence[Any], gains: Sequence[Mapping[str, Any]]) -> None:
+        """An evaluation in between: its first scores, and what each gained since the start."""
+        if self._json:
+            entries = [e.to_json(when="between", step=step) for e in evaluations]
+            self._emit("held_out", step=step, evaluations=entries, gains=list(gains))
+            return
+        gained = {(g["score"], g["mode"]): g for g in gains}
+        for made in evaluations:
+            own_units = made.to_json().get("in_own_units", ())
+            parts = []
+            for name, value in list(made.scores.items())[:_SCORES_A_LINE]:
+                form = ".3f" if name in own_units else ".1%"
+                gain = gained.get((name, made.mode))
+                since = f" ({_gain(gain, form)})" if gain else ""
+                parts.append(f"{_SCORES.get(name, name)} {value.mean:{form}}{since}")
+            self.note(f"held out after step {step}, {made.mode}: {', '.join(parts)}")
 
     def learned(self, summary: Mapping[str, Any]) -> None:
         """The result: held-out success before and after with intervals, and the paired gain."""
@@ -216,9 +241,7 @@ class Console:
                     after["mode"],
                     f"{first['mean']:{form}}" if first else "",
                     f"{value['mean']:{form}}",
-                    "{mean:+{form}} [{low:+{form}}, {high:+{form}}]".format(**gain, form=form)
-                    if gain
-                    else "",
+                    _gain(gain, form) if gain else "",
                 )
         self._console.print(table)
         count, unit = next(iter(summary["evaluations"]))["problems"], summary["unit"]
@@ -236,3 +259,8 @@ class Console:
 def _plain(value: Any) -> Any:
     """A number that JSON can hold; None for what is not finite."""
     return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _gain(gain: Mapping[str, Any], form: str) -> str:
+    """A paired difference with its interval."""
+    return "{mean:+{form}} [{low:+{form}}, {high:+{form}}]".format(**gain, form=form)

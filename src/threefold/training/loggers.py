@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ def group_metrics(trainer: Any, run_dir: str | Path | None = None) -> None:
             trainer.remove_callback(plain)
             inside = plain is TensorBoardCallback and run_dir is not None
             trainer.add_callback(grouped(Path(run_dir) / "tensorboard") if inside and run_dir else grouped())
+
+
+def send_metrics(trainer: Any, metrics: Mapping[str, float]) -> None:
+    """Hand figures that TRL does not log itself to the loggers, at the current step.
+
+    Not by `trainer.log`, which would send along, and forget, what TRL has gathered for its next line. The
+    callbacks get a control of their own, for after a log transformers takes the step's line for written.
+    """
+    trainer.callback_handler.on_log(trainer.args, trainer.state, copy(trainer.control), dict(metrics))
 
 
 def logger_options(recipe: Recipe) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from threefold.training.batch import BatchPlan, plan_batch
 from threefold.training.callbacks import Progress, StopOnInterrupt
 from threefold.training.console import Console
 from threefold.training.engine import build_sampler, check_sampler
-from threefold.training.held_out import evaluate, summarise
-from threefold.training.loggers import group_metrics, set_places
+from threefold.training.held_out import InBetween, as_metrics, can_evaluate, evaluate, gains_of, summarise
+from threefold.training.loggers import group_metrics, send_metrics, set_places
 from threefold.training.resuming import check_resumed
 from threefold.training.run_directory import BASE_FOLDER, RunDirectory
 from threefold.training.skills import build_evolution, check_skills, join_policy
@@ -215,6 +215,7 @@ def train(
         if ready is not None:
             ready()
     evaluations = _before(prepared, trainer, run, console, resume)
+    _measure_in_between(prepared, trainer, run, console, evaluations)
     checkpoint = run.latest_checkpoint() if resume else None
     if checkpoint is not None and main:
         run.drop_after(int(checkpoint.name.rpartition("-")[2]))
@@ -342,7 +343,28 @@ def _before(prepared: Prepared, trainer: Any, run: RunDirectory, console: Consol
     before = evaluate(prepared.work, trainer, console, "before")
     if before and launcher.is_first():
         run.write_before(before)
+        if prepared.recipe.evaluation.every:
+            run.append_metrics(0, as_metrics(before), split="held_out")
     return before
+
+
+def _measure_in_between(
+    prepared: Prepared, trainer: Any, run: RunDirectory, console: Console, before: Sequence[Any]
+) -> None:
+    """Have the trainer evaluate every so many steps, where the recipe asks for it and the model is whole."""
+    settings, updates = prepared.recipe.evaluation, prepared.recipe.training.updates_per_step
+    if not settings.every or not can_evaluate(trainer):
+        return
+
+    def measure(update: int) -> None:
+        made = evaluate(prepared.work, trainer, console, f"after step {update // updates} of")
+        if launcher.is_first():
+            line = as_metrics(made)
+            run.append_metrics(update, line, split="held_out")
+            send_metrics(trainer, {f"held_out/{name}": value for name, value in line.items()})
+            console.held_out(update // updates, made, gains_of(prepared.work, before, made))
+
+    trainer.add_callback(InBetween(settings.every * updates, measure, last=not settings.after))
 
 
 def _finish(
@@ -367,5 +389,7 @@ def _finish(
         summary = summarise(prepared.work, before, after, step)
         run.write_after(after)
         run.write_evaluation(summary)
+        if prepared.recipe.evaluation.every:
+            run.append_metrics(step, as_metrics(after), split="held_out")
         console.learned(summary)
     console.ended(run.path, write_report(run.path), step=step, stopped=stopped)

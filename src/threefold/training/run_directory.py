@@ -2,7 +2,8 @@
 
 config.yaml        the complete recipe, re-runnable
 environment.json   versions, machine, seed
-metrics.jsonl      one object a step
+metrics.jsonl      one object a step (split "train"), and one a held-out evaluation (split "held_out") where
+                   evaluation.every asks for them
 rollouts.jsonl     one episode a line (trajectory.Credited); older parts are rollouts.1.jsonl, .2, ...
 before.json        the evaluation before training, problem by problem
 after.json         the same after training
@@ -114,8 +115,8 @@ class RunDirectory:
             for record in records
         ]
 
-    def append_metrics(self, step: int, values: Mapping[str, Any]) -> None:
-        line = {"step": step, "split": "train", "time": time.time(), **values}
+    def append_metrics(self, step: int, values: Mapping[str, Any], split: str = "train") -> None:
+        line = {"step": step, "split": split, "time": time.time(), **values}
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

@@ -224,7 +224,7 @@ class Problems:
 def _problems(recipe: Recipe) -> Problems:
     evaluation = recipe.evaluation
     train = training_problems(recipe)
-    wanted = evaluation.before or evaluation.after
+    wanted = evaluation.before or evaluation.after or evaluation.every
     test = held_out_problems(recipe, evaluation.problems) if wanted else ()
     ask = questioner(recipe)
     room = recipe.training.max_completion_tokens
@@ -353,7 +353,7 @@ def _episodes(recipe: Recipe) -> Episodes:
             f"training.prompts_per_step = {training.prompts_per_step}; lower it"
             + (" or raise environment.tasks" if recipe.environment.tasks else "")
         )
-    wanted = evaluation.before or evaluation.after
+    wanted = evaluation.before or evaluation.after or evaluation.every
     split = recipe.environment.test_split
     test = environment.tasks(split, evaluation.problems, 0) if wanted else ()
     shared = {task.id for task in train} & {task.id for task in test}
