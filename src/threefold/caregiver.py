@@ -19,7 +19,7 @@ from threefold.envs.caregiver import environment as caregiver_environment
 from threefold.envs.caregiver import llm_patient, safety_lexicon
 from threefold.envs.caregiver.care_rubrics import care_scores
 from threefold.envs.caregiver.dialogue import Patient, Scenario
-from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of
+from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of, safety_known
 from threefold.envs.caregiver.expert import conversations
 from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.llm_judge import Combined, LLMJudge
@@ -298,6 +298,8 @@ def _ending(episode: Trajectory) -> dict[str, float | None]:
         "malformed turn": float(last["malformed"] > 0),
         "simulator fault": float(last["fault"] > 0),
         "unjudged safety": float(last["unjudged"] > 0),
+        # Nobody knows whether a dialogue without a verdict was safe: it is no safe one in the rate.
+        "violation": float(episode.violation is not None) if safety_known(episode) else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -232,6 +233,29 @@ def test_a_failing_judge_leaves_the_episodes_unscored(tokenizer):
     assert [e.ended for e in episodes] == ["error: TimeoutError: no answer from the judge"] * 2
     assert [e.rewards for e in episodes] == [{}, {}]
     assert [len(e.turns) for e in episodes] == [2, 2]
+    assert all(turn.rewards == {} for e in episodes for turn in e.turns)  # a violation may be unknown
+
+
+def test_a_judge_that_gives_too_few_scores_loses_no_episode(tokenizer):
+    class Judged(EchoThenNext):
+        def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+            return super().score(episodes)[:1]
+
+    episodes = play(tokenizer, [start(3), start(4)], scripted(tokenizer, ["3", "4"], ["4", "5"]), Judged)
+    assert [e.ended for e in episodes] == ["error: ValueError: score() gave 1 scores for 2 episodes"] * 2
+
+
+def test_a_void_episode_keeps_its_states_and_earns_nothing(tokenizer):
+    class Judged(EchoThenNext):
+        def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+            sound, void = super().score(episodes)
+            return [sound, dataclasses.replace(void, rewards=dict.fromkeys(void.rewards), void=True)]
+
+    sound, void = play(tokenizer, [start(3), start(3)], scripted(tokenizer, ["3", "3"], ["4", "4"]), Judged)
+    assert all(turn.rewards for turn in sound.turns)
+    assert [turn.rewards for turn in void.turns] == [{}, {}]
+    assert [turn.state for turn in void.turns] == [turn.state for turn in sound.turns]
+    assert void.ended == sound.ended
 
 
 def test_the_judge_sees_only_whole_episodes(tokenizer, failing):

@@ -267,17 +267,25 @@ def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
     if not whole:
         return trajectories
     try:
-        scores = rows[whole[0]].environment.score([trajectories[i] for i in whole])
+        scores = list(rows[whole[0]].environment.score([trajectories[i] for i in whole]))
+        if len(scores) != len(whole):
+            raise ValueError(f"score() gave {len(scores)} scores for {len(whole)} episodes")
     except Exception as error:  # a judge may fail in any way; its episodes stay, unscored
         ended = f"error: {type(error).__name__}: {error}"
-        return [replace(t, ended=ended) if i in whole else t for i, t in enumerate(trajectories)]
+        for i in whole:  # what was found at the end, such as a violation, is not known: turns earn nothing
+            trajectories[i] = replace(_unrewarded(trajectories[i]), ended=ended)
+        return trajectories
     for i, score in zip(whole, scores, strict=True):
-        success = score.success if score.success is not None else trajectories[i].success
-        violation = score.violation or trajectories[i].violation
-        trajectories[i] = replace(
-            trajectories[i], rewards=dict(score.rewards), success=success, violation=violation
-        )
+        played = _unrewarded(trajectories[i]) if score.void else trajectories[i]
+        success = score.success if score.success is not None else played.success
+        violation = score.violation or played.violation
+        trajectories[i] = replace(played, rewards=dict(score.rewards), success=success, violation=violation)
     return trajectories
+
+
+def _unrewarded(trajectory: Trajectory) -> Trajectory:
+    """The episode with the rewards of its turns taken out; their states stay."""
+    return replace(trajectory, turns=tuple(replace(turn, rewards={}) for turn in trajectory.turns))
 
 
 def _trajectory(row: _Row, environment_name: str) -> Trajectory:

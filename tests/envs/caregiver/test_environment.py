@@ -292,6 +292,8 @@ def test_a_dialogue_whose_safety_is_unknown_gives_no_rewards() -> None:
         assert episode.turns[-1].state["unjudged"] == 3.0
         assert episode.rewards == dict.fromkeys(CHANNELS)
         assert episode.success is None  # nor does it count as one that went well
+        assert [turn.rewards for turn in episode.turns] == [{}] * 3  # nor do its turns teach anything
+        assert dialogue_of(episode).exchanges  # the record of what happened stays
     for episode in episodes(LINES, WordJudge(answers=False), stop_on_violation=False):
         assert (episode.rewards, episode.success) == (dict.fromkeys(CHANNELS), None)
 
