@@ -75,6 +75,18 @@ def test_an_agent_that_says_nothing_at_all(tokenizer):
     assert episode.ended == "terminated"
 
 
+def test_a_marker_of_the_template_inside_a_turn_is_seen_and_its_end_is_not(tokenizer):
+    """Dropped like other special tokens, it would let what is said as somebody else run into one's own
+    words."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<bos>{{ m['role'] }}:{{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<bos>assistant:{% endif %}"
+    )
+    spoken = ["3<bos>user:4", "<pad>3", "3<bos>", "3"]
+    episodes = play(tokenizer, [start(member=i) for i in range(4)], scripted(tokenizer, spoken), turns=1)
+    assert [e.turns[0].text for e in episodes] == ["3<bos>user:4", "3", "3", "3"]
+
+
 def test_rows_that_ended_are_not_generated_again(tokenizer):
     class Short(EchoThenNext):
         def step(self, action_text):

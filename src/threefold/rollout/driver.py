@@ -124,7 +124,10 @@ def run_episodes(
                 for number in live
             ]
             outputs = _generate(generate, live, contexts, room)
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
+            texts = [
+                _said(ids, rows[number].token_ids[: rows[number].prompt_length], tokenizer)
+                for number, (ids, _) in zip(live, outputs, strict=True)
+            ]
             answers = ask(
                 [partial(rows[i].environment.step, said) for i, said in zip(live, texts, strict=True)]
             )
@@ -134,6 +137,23 @@ def run_episodes(
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
+
+
+def _said(ids: Sequence[int], prompt: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A turn as text, without special tokens but for the markers of its template that stand inside it.
+
+    An agent that opens another role's turn writes such markers; left out, what it says as somebody else would
+    run into its own words, and no environment could tell.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    own = list(ids)
+    while own and own[-1] in special:  # the end of the turn, whichever token ends it
+        own.pop()
+    markers = special.intersection(own, prompt)
+    if not markers:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    shown = [token for token in own if token in markers or token not in special]
+    return tokenizer.decode(shown, skip_special_tokens=False)
 
 
 def _generate(
