@@ -7,6 +7,7 @@ patients and judges that talk to them.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import random
@@ -144,6 +145,8 @@ class CaregiverDialogues:
         self._held_out = frozenset(hold_out_subtypes)
         self._train = by_subtype(_only(train, subtypes), hold_out_subtypes)[0]
         self._test = _only(test, subtypes)
+        if scenarios is not None or test_scenarios is not None:
+            _check_apart(self._train, self._test)
         for what, left in (("training", self._train), ("held-out", self._test)):
             if not left:
                 raise ValueError(
@@ -283,6 +286,17 @@ def _check_kinds(**options: Mapping[str, Any]) -> None:
 
 def _only(scenarios: Iterable[Scenario], subtypes: Sequence[str]) -> tuple[Scenario, ...]:
     return by_subtype(scenarios, subtypes)[1] if subtypes else tuple(scenarios)
+
+
+def _check_apart(train: Iterable[Scenario], test: Iterable[Scenario]) -> None:
+    """Refuse a held-out scenario that is trained on, under whatever id."""
+    trained = {dataclasses.replace(scenario, id=""): scenario.id for scenario in train}
+    for scenario in test:
+        if (twin := trained.get(dataclasses.replace(scenario, id=""))) is not None:
+            raise ValueError(
+                f"the held-out scenario {scenario.id!r} stands in training too, as {twin!r}: give "
+                "test_scenarios, a file of others"
+            )
 
 
 def _ending(episode: Trajectory) -> dict[str, float | None]:
