@@ -10,6 +10,7 @@ Environments answer one after the other, unless they say that so many may be ask
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ from typing import Any, Protocol
 from threefold.envs.base import Environment, Message, Observation, Task
 from threefold.rollout.samplers import Session
 from threefold.trajectory import Opening, Segment, Trajectory, Turn, Violation
+
+_OPENED = re.compile(r"<think(?:ing)?>\s*\Z", re.IGNORECASE)
+"""Where thinking goes on, a turn that was cut off within it would else look as if all of it were said."""
 
 
 class Tokenizer(Protocol):
@@ -68,6 +72,8 @@ class _Row:
         self.turns: list[Turn] = []
         self.opening = Opening("")
         self.prompt_length = 0
+        self.opened = ""
+        """A tag of thinking with which the template opens every turn of the agent, such as "<think>"."""
         self.last = Observation()
         self.ended = ""
 
@@ -125,7 +131,8 @@ def run_episodes(
             ]
             outputs = _generate(generate, live, contexts, room)
             texts = [
-                _said(ids, rows[number].token_ids[: rows[number].prompt_length], tokenizer)
+                rows[number].opened
+                + _said(ids, rows[number].token_ids[: rows[number].prompt_length], tokenizer)
                 for number, (ids, _) in zip(live, outputs, strict=True)
             ]
             answers = ask(
@@ -212,6 +219,8 @@ def _open(row: _Row, observation: Answer, tokenizer: Tokenizer) -> None:
     )
     row.append(ids, -1)
     row.prompt_length = len(ids)
+    opened = _OPENED.search(tokenizer.decode(ids[-8:], skip_special_tokens=False))
+    row.opened = opened[0] if opened else ""
     row.opening = Opening("\n".join(m["content"] for m in observation.messages), dict(observation.state))
     row.last = observation
 
