@@ -87,6 +87,25 @@ def test_scenarios_of_ones_own(tmp_path) -> None:
     assert len(ids(source, "test", 1000)) == 200
 
 
+def test_what_is_held_out_is_not_trained_on_under_another_name_either(tmp_path) -> None:
+    every = [dataclasses.replace(s, id=f"own-{i}") for i, s in enumerate(generate(0))]
+    save_scenarios(tmp_path / "own.jsonl", every)
+    with pytest.raises(ValueError, match=r"held-out scenario .* stands in training too, as 'own-"):
+        CaregiverDialogues(scenarios=str(tmp_path / "own.jsonl"))
+    apart = CaregiverDialogues(
+        scenarios=str(tmp_path / "own.jsonl"),
+        hold_out_subtypes=["PDD"],
+        subtypes=["VaD", "PDD"],
+        test_scenarios=str(write_only(tmp_path / "other.jsonl", every, "PDD")),
+    )
+    assert not {*ids(apart, "train", 1000)} & {*ids(apart, "test", 1000)}
+
+
+def write_only(path, scenarios, subtype):
+    save_scenarios(path, [s for s in scenarios if s.subtype == subtype])
+    return path
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

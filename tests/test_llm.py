@@ -71,6 +71,15 @@ def test_json_modes_for_servers_that_know_less(mode: Any, form: Any) -> None:
     assert "max_tokens" not in server.seen[0]
 
 
+@pytest.mark.parametrize("count", ['"many"', "[3]", "Infinity", "null", "1.5"])
+def test_a_strange_count_of_tokens_does_not_cost_the_answer(count: str) -> None:
+    body = f'{{"choices": [{{"message": {{"content": "Yes."}}}}], "usage": {{"prompt_tokens": {count}}}}}'
+    with chat_server([Reply(body=body.encode())]) as server:
+        chat = endpoint(server.url)
+        assert chat(ASK) == "Yes."
+    assert chat.usage.prompt_tokens == 0
+
+
 def test_half_a_character_in_an_answer_can_be_kept(tmp_path: Path) -> None:
     with chat_server(["It is \ud83d cold."]) as server:
         chat = Recorded(tmp_path / "record.jsonl", endpoint(server.url), model="tiny")
@@ -95,9 +104,10 @@ def test_an_empty_answer_is_an_answer() -> None:
         Reply(body=b'{"choices": []}'),
         Reply(body=b'{"choices": [{"message": {"content": 5}}]}'),
         Reply(body=b"[]"),
+        Reply(body=b"[" * 200_000),
         Reply(status=529, body=b"overloaded"),
     ],
-    ids=["500", "no JSON", "no choices", "content is a number", "a list", "overloaded"],
+    ids=["500", "no JSON", "no choices", "content is a number", "a list", "a deep list", "overloaded"],
 )
 def test_what_may_pass_is_asked_again(bad: Reply) -> None:
     with chat_server([bad, "Better."]) as server:

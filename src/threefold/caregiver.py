@@ -7,6 +7,7 @@ patients and judges that talk to them.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import random
@@ -19,7 +20,7 @@ from threefold.envs.caregiver import environment as caregiver_environment
 from threefold.envs.caregiver import llm_patient, safety_lexicon
 from threefold.envs.caregiver.care_rubrics import care_scores
 from threefold.envs.caregiver.dialogue import Patient, Scenario
-from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of
+from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of, safety_known
 from threefold.envs.caregiver.expert import conversations
 from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.llm_judge import Combined, LLMJudge
@@ -144,6 +145,8 @@ class CaregiverDialogues:
         self._held_out = frozenset(hold_out_subtypes)
         self._train = by_subtype(_only(train, subtypes), hold_out_subtypes)[0]
         self._test = _only(test, subtypes)
+        if scenarios is not None or test_scenarios is not None:
+            _check_apart(self._train, self._test)
         for what, left in (("training", self._train), ("held-out", self._test)):
             if not left:
                 raise ValueError(
@@ -285,6 +288,17 @@ def _only(scenarios: Iterable[Scenario], subtypes: Sequence[str]) -> tuple[Scena
     return by_subtype(scenarios, subtypes)[1] if subtypes else tuple(scenarios)
 
 
+def _check_apart(train: Iterable[Scenario], test: Iterable[Scenario]) -> None:
+    """Refuse a held-out scenario that is trained on, under whatever id."""
+    trained = {dataclasses.replace(scenario, id=""): scenario.id for scenario in train}
+    for scenario in test:
+        if (twin := trained.get(dataclasses.replace(scenario, id=""))) is not None:
+            raise ValueError(
+                f"the held-out scenario {scenario.id!r} stands in training too, as {twin!r}: give "
+                "test_scenarios, a file of others"
+            )
+
+
 def _ending(episode: Trajectory) -> dict[str, float | None]:
     answered = [turn.state for turn in episode.turns if "D" in turn.state]
     if not answered:
@@ -298,6 +312,8 @@ def _ending(episode: Trajectory) -> dict[str, float | None]:
         "malformed turn": float(last["malformed"] > 0),
         "simulator fault": float(last["fault"] > 0),
         "unjudged safety": float(last["unjudged"] > 0),
+        # Nobody knows whether a dialogue without a verdict was safe: it is no safe one in the rate.
+        "violation": float(episode.violation is not None) if safety_known(episode) else None,
     }
 
 

@@ -243,7 +243,7 @@ class ChatEndpoint:
         try:
             answer = json.loads(raw)
             content = answer["choices"][0]["message"].get("content")
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _RetryLaterError(
                 f"the body is no chat completion: {raw[:160].decode(errors='replace')!r}",
                 advice="is this an OpenAI-compatible endpoint?",
@@ -253,8 +253,8 @@ class ChatEndpoint:
         usage = answer.get("usage")
         if isinstance(usage, dict):
             with self._lock:
-                self.usage.prompt_tokens += int(usage.get("prompt_tokens") or 0)
-                self.usage.completion_tokens += int(usage.get("completion_tokens") or 0)
+                self.usage.prompt_tokens += _count(usage.get("prompt_tokens"))
+                self.usage.completion_tokens += _count(usage.get("completion_tokens"))
         # a lone surrogate is valid JSON and no text: no file could hold it
         return (content or "").encode("utf-8", "replace").decode("utf-8")
 
@@ -282,6 +282,11 @@ class ChatEndpoint:
             f"{self.url} (model {self.model!r}) gave no answer in {attempts} attempts: "
             f"{problem}{waits}{advice}"
         )
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for whatever else a server puts there, since the answer itself may be sound."""
+    return value if isinstance(value, int) else 0
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:

@@ -64,6 +64,7 @@ class Turn:
     """One turn of the agent and the environment's answer to it."""
 
     text: str
+    """What the agent wrote; where the chat template opens its thinking ("<think>"), that tag comes first."""
     action: str = ""
     """The action that was parsed from the text, as the environment understood it."""
     observation: str = ""

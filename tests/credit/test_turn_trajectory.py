@@ -272,6 +272,8 @@ def test_veto_from_the_turn_of_the_violation():
     unknown = golden(veto_from_turn=True, violation_turn_B=torch.full((4,), -1))
     assert torch.equal(unknown, golden())
     assert torch.equal(golden(veto_from_turn=True), golden())
+    beyond = golden(veto_from_turn=True, violation_turn_B=torch.full((4,), 3))
+    assert torch.equal(beyond, golden())  # a turn that never was cannot spare the ones before it
 
 
 def test_violators_may_be_left_out_of_the_comparison():
@@ -308,6 +310,8 @@ def test_an_all_violating_group_has_no_contrast():
         ({"horizons": "summed", "turn_credit": "return_to_go"}, "no effect"),
         ({"veto": None, "veto_from_turn": True}, "veto_from_turn=True"),
         ({"veto": None, "exclude_violators_from_rank": True}, "exclude_violators_from_rank=True"),
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"top_level": 0.0}, "top_level is 0.0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -316,6 +320,13 @@ def test_bad_options_are_refused(options, message):
     if "headroom" not in options.values():  # the estimator finds levels in the batch
         with pytest.raises(ValueError, match=message):
             T2GRPO(**options)
+
+
+def test_bad_weights_are_refused():
+    with pytest.raises(ValueError, match="weighted trajectory channel is 'goal'"):
+        golden(weights={"fit": 1.0, "term": 1.0})
+    with pytest.raises(ValueError, match="the weight of 'fit' is nan"):
+        golden(weights={"goal": 1.0, "fit": NAN, "term": 1.0})
 
 
 def test_bad_shapes_are_refused():

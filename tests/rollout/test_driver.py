@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +73,18 @@ def test_an_agent_that_says_nothing_at_all(tokenizer):
     assert [turn.text for turn in episode.turns] == ["", ""]
     assert set(episode.segments[0].turn_ids) == {-1}
     assert episode.ended == "terminated"
+
+
+def test_a_marker_of_the_template_inside_a_turn_is_seen_and_its_end_is_not(tokenizer):
+    """Dropped like other special tokens, it would let what is said as somebody else run into one's own
+    words."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}<bos>{{ m['role'] }}:{{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}<bos>assistant:{% endif %}"
+    )
+    spoken = ["3<bos>user:4", "<pad>3", "3<bos>", "3"]
+    episodes = play(tokenizer, [start(member=i) for i in range(4)], scripted(tokenizer, spoken), turns=1)
+    assert [e.turns[0].text for e in episodes] == ["3<bos>user:4", "3", "3", "3"]
 
 
 def test_rows_that_ended_are_not_generated_again(tokenizer):
@@ -232,6 +245,29 @@ def test_a_failing_judge_leaves_the_episodes_unscored(tokenizer):
     assert [e.ended for e in episodes] == ["error: TimeoutError: no answer from the judge"] * 2
     assert [e.rewards for e in episodes] == [{}, {}]
     assert [len(e.turns) for e in episodes] == [2, 2]
+    assert all(turn.rewards == {} for e in episodes for turn in e.turns)  # a violation may be unknown
+
+
+def test_a_judge_that_gives_too_few_scores_loses_no_episode(tokenizer):
+    class Judged(EchoThenNext):
+        def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+            return super().score(episodes)[:1]
+
+    episodes = play(tokenizer, [start(3), start(4)], scripted(tokenizer, ["3", "4"], ["4", "5"]), Judged)
+    assert [e.ended for e in episodes] == ["error: ValueError: score() gave 1 scores for 2 episodes"] * 2
+
+
+def test_a_void_episode_keeps_its_states_and_earns_nothing(tokenizer):
+    class Judged(EchoThenNext):
+        def score(self, episodes: Sequence[Trajectory]) -> Sequence[EpisodeScore]:
+            sound, void = super().score(episodes)
+            return [sound, dataclasses.replace(void, rewards=dict.fromkeys(void.rewards), void=True)]
+
+    sound, void = play(tokenizer, [start(3), start(3)], scripted(tokenizer, ["3", "3"], ["4", "4"]), Judged)
+    assert all(turn.rewards for turn in sound.turns)
+    assert [turn.rewards for turn in void.turns] == [{}, {}]
+    assert [turn.state for turn in void.turns] == [turn.state for turn in sound.turns]
+    assert void.ended == sound.ended
 
 
 def test_the_judge_sees_only_whole_episodes(tokenizer, failing):

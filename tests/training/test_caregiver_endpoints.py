@@ -159,6 +159,39 @@ def test_safety_by_an_endpoint_vetoes_in_training(recipe, tmp_path) -> None:
     assert by_step == [sum(r.step == step for r in violating) for step in (1, 2)]
 
 
+def test_what_nobody_judged_safe_is_not_reinforced_and_in_no_rate(recipe, tmp_path) -> None:
+    """The judge breaks at every second dialogue: no token of it is trained, by whatever its turns earned, and
+    the held-out violation rate is that of the others."""
+    broken: dict[str, bool] = {}
+
+    def judge(body: dict[str, Any]) -> str:
+        asked = body["messages"][min(1, len(body["messages"]) - 1)]["content"]
+        if "TRANSCRIPT" not in asked:
+            return "yes"
+        first_turn = asked.partition("[turn 2]")[0].partition("END OF")[0].strip()
+        if broken.setdefault(first_turn, len(broken) % 2 == 0):
+            return "{broken"
+        names = ("unsafe_endorsement", "unsafe_initiated_action", "unsafe_permission")
+        answer: dict[str, Any] = {name: {"value": False, "turns": []} for name in names}
+        answer["coercion_with_escalation"] = {"value": True, "turns": [1]}
+        return json.dumps(answer)
+
+    with chat_server(judge) as server:
+        settings = {"base_url": server.url, "model": "m", "retries": 0}
+        options = {"short_prompt": True, "safety": "endpoint", "judge_endpoint": settings}
+        path = recipe(**{"environment.options": options, "evaluation.problems": 8})
+        assert main(["train", str(path), "--quiet"]) == 0
+    records = [*read_jsonl(tmp_path / "run" / "rollouts.jsonl")]
+    unjudged = [r for r in records if r.trajectory.turns[-1].state["unjudged"]]
+    assert 0 < len(unjudged) < len(records) == 16
+    for record in unjudged:
+        assert set(record.advantages[0]) == {0.0}
+        assert record.trajectory.violation is record.trajectory.success is None
+    (evaluation, *_) = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evaluations"]
+    assert 0 < evaluation["scores"]["unjudged safety"]["mean"] < 1
+    assert evaluation["scores"]["violation"]["mean"] == 1.0  # all that was judged
+
+
 def written(record: Any) -> tuple[int, ...]:
     """Turn ids of the completion's tokens."""
     return record.trajectory.segments[0].turn_ids

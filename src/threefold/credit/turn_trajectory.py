@@ -112,7 +112,13 @@ def advantages(
         ValueError: A shape or an option does not fit, or `veto` does not exceed what clean episodes can get.
     """
     group_size = int(group_B.unique(return_counts=True)[1].max()) if len(group_B) else 0
+    if weights is not None:
+        for name in trajectory_channels:
+            grpo.check_choice("the weighted trajectory channel", name, weights)
+            grpo.check_range(f"the weight of {name!r}", weights[name])
     weights = {name: 1.0 if weights is None else weights[name] for name in trajectory_channels}
+    grpo.check_range("eps", eps, above=0.0)
+    grpo.check_range("top_level", top_level, above=0.0)
     turns.check_shapes(trajectory_channels, turn_channels, turn_mask_BK, violation_B, group_B)
     _check_options(alpha, normalise, horizons, turn_credit, ended, min_valid)
     check_veto(

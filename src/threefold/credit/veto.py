@@ -33,8 +33,9 @@ def apply_veto(
         turn_mask_BK: (B, K) bool, the turns that took place.
         violation_B: (B,) bool.
         veto: λ; the floor is -λ, or 1 below the largest clean magnitude of the batch if that is lower.
-        from_turn_B: (B,) turn from which a violator is vetoed, -1 for all of them. Its earlier turns keep
-            their blame, and any praise becomes 0: no violating episode is reinforced anywhere.
+        from_turn_B: (B,) turn from which a violator is vetoed, -1 for all of them, and so is a turn that did
+            not take place. Its earlier turns keep their blame, and any praise becomes 0: no violating episode
+            is reinforced anywhere.
 
     Returns:
         (B, K) advantages.
@@ -47,7 +48,8 @@ def apply_veto(
     vetoed_BK = turn_mask_BK & violation_B.unsqueeze(1)
     if from_turn_B is not None:
         turn_K = torch.arange(values_BK.shape[1], device=values_BK.device)
-        before_BK = vetoed_BK & (turn_K < from_turn_B.unsqueeze(1))
+        reached_B1 = (turn_mask_BK & (turn_K >= from_turn_B.unsqueeze(1))).any(dim=1, keepdim=True)
+        before_BK = vetoed_BK & (turn_K < from_turn_B.unsqueeze(1)) & reached_B1
         values_BK = torch.where(before_BK, values_BK.clamp(max=0), values_BK)
         vetoed_BK = vetoed_BK & ~before_BK
     return values_BK.masked_fill(vetoed_BK, floor)

@@ -57,6 +57,9 @@ class EpisodeScore:
     rewards: Mapping[str, float | None]
     success: bool | None = None
     violation: Violation | None = None
+    void: bool = False
+    """Nothing in the episode may be credited, what its turns earned included: it is not known, say, whether
+    a safety rule was broken. The rewards of its turns are taken out of the record."""
 
 
 @runtime_checkable

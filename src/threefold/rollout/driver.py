@@ -10,6 +10,7 @@ Environments answer one after the other, unless they say that so many may be ask
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ from typing import Any, Protocol
 from threefold.envs.base import Environment, Message, Observation, Task
 from threefold.rollout.samplers import Session
 from threefold.trajectory import Opening, Segment, Trajectory, Turn, Violation
+
+_OPENED = re.compile(r"<think(?:ing)?>\s*\Z", re.IGNORECASE)
+"""Where thinking goes on, a turn that was cut off within it would else look as if all of it were said."""
 
 
 class Tokenizer(Protocol):
@@ -68,6 +72,8 @@ class _Row:
         self.turns: list[Turn] = []
         self.opening = Opening("")
         self.prompt_length = 0
+        self.opened = ""
+        """A tag of thinking with which the template opens every turn of the agent, such as "<think>"."""
         self.last = Observation()
         self.ended = ""
 
@@ -124,7 +130,11 @@ def run_episodes(
                 for number in live
             ]
             outputs = _generate(generate, live, contexts, room)
-            texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids, _ in outputs]
+            texts = [
+                rows[number].opened
+                + _said(ids, rows[number].token_ids[: rows[number].prompt_length], tokenizer)
+                for number, (ids, _) in zip(live, outputs, strict=True)
+            ]
             answers = ask(
                 [partial(rows[i].environment.step, said) for i, said in zip(live, texts, strict=True)]
             )
@@ -134,6 +144,23 @@ def run_episodes(
         for row in rows:
             row.ended = row.ended or "truncated"
         return _score(rows, environment_name)
+
+
+def _said(ids: Sequence[int], prompt: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A turn as text, without special tokens but for the markers of its template that stand inside it.
+
+    An agent that opens another role's turn writes such markers; left out, what it says as somebody else would
+    run into its own words, and no environment could tell.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    own = list(ids)
+    while own and own[-1] in special:  # the end of the turn, whichever token ends it
+        own.pop()
+    markers = special.intersection(own, prompt)
+    if not markers:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    shown = [token for token in own if token in markers or token not in special]
+    return tokenizer.decode(shown, skip_special_tokens=False)
 
 
 def _generate(
@@ -192,6 +219,8 @@ def _open(row: _Row, observation: Answer, tokenizer: Tokenizer) -> None:
     )
     row.append(ids, -1)
     row.prompt_length = len(ids)
+    opened = _OPENED.search(tokenizer.decode(ids[-8:], skip_special_tokens=False))
+    row.opened = opened[0] if opened else ""
     row.opening = Opening("\n".join(m["content"] for m in observation.messages), dict(observation.state))
     row.last = observation
 
@@ -267,17 +296,25 @@ def _score(rows: Sequence[_Row], environment_name: str) -> list[Trajectory]:
     if not whole:
         return trajectories
     try:
-        scores = rows[whole[0]].environment.score([trajectories[i] for i in whole])
+        scores = list(rows[whole[0]].environment.score([trajectories[i] for i in whole]))
+        if len(scores) != len(whole):
+            raise ValueError(f"score() gave {len(scores)} scores for {len(whole)} episodes")
     except Exception as error:  # a judge may fail in any way; its episodes stay, unscored
         ended = f"error: {type(error).__name__}: {error}"
-        return [replace(t, ended=ended) if i in whole else t for i, t in enumerate(trajectories)]
+        for i in whole:  # what was found at the end, such as a violation, is not known: turns earn nothing
+            trajectories[i] = replace(_unrewarded(trajectories[i]), ended=ended)
+        return trajectories
     for i, score in zip(whole, scores, strict=True):
-        success = score.success if score.success is not None else trajectories[i].success
-        violation = score.violation or trajectories[i].violation
-        trajectories[i] = replace(
-            trajectories[i], rewards=dict(score.rewards), success=success, violation=violation
-        )
+        played = _unrewarded(trajectories[i]) if score.void else trajectories[i]
+        success = score.success if score.success is not None else played.success
+        violation = score.violation or played.violation
+        trajectories[i] = replace(played, rewards=dict(score.rewards), success=success, violation=violation)
     return trajectories
+
+
+def _unrewarded(trajectory: Trajectory) -> Trajectory:
+    """The episode with the rewards of its turns taken out; their states stay."""
+    return replace(trajectory, turns=tuple(replace(turn, rewards={}) for turn in trajectory.turns))
 
 
 def _trajectory(row: _Row, environment_name: str) -> Trajectory:

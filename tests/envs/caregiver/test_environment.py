@@ -292,6 +292,8 @@ def test_a_dialogue_whose_safety_is_unknown_gives_no_rewards() -> None:
         assert episode.turns[-1].state["unjudged"] == 3.0
         assert episode.rewards == dict.fromkeys(CHANNELS)
         assert episode.success is None  # nor does it count as one that went well
+        assert [turn.rewards for turn in episode.turns] == [{}] * 3  # nor do its turns teach anything
+        assert dialogue_of(episode).exchanges  # the record of what happened stays
     for episode in episodes(LINES, WordJudge(answers=False), stop_on_violation=False):
         assert (episode.rewards, episode.success) == (dict.fromkeys(CHANNELS), None)
 
@@ -307,6 +309,44 @@ def test_a_dialogue_that_a_limit_cut_off_has_an_outcome() -> None:
             limits=Limits(turns=9, turn_tokens=50, completion_tokens=20),
         )
         assert (episode.ended, episode.success) == ("length", success)
+
+
+class Thinkers(Letters):
+    """Its template opens every turn with "<think>", as those of models that always think do."""
+
+    def apply_chat_template(self, *arguments: Any, **options: Any) -> list[int]:
+        ids = super().apply_chat_template(*arguments, **options)
+        return [*ids, *map(ord, "<think>\n")] if options.get("add_generation_prompt") else ids
+
+
+@pytest.mark.parametrize(
+    ("written", "said", "flag"),
+    [
+        ("She is afraid. SECRET", "", "only_thinking"),
+        ("SECRET</think>You sound worried.", "You sound worried.", None),
+    ],
+)
+def test_thinking_that_the_template_opened_is_private_where_it_was_cut_off(
+    written: str, said: str, flag: str | None
+) -> None:
+    judge = WordJudge()
+    (episode,) = run_episodes(
+        [Start(TASK, seed=3, group_id=0, member=0)],
+        lambda: Caregiver(judge, turns=2),
+        lambda contexts, most: [([*map(ord, written)], None) for _ in contexts],
+        Thinkers(),
+        limits=Limits(turns=2, turn_tokens=50, completion_tokens=10_000),
+    )
+    assert [turn.action for turn in episode.turns] == [said] * 2
+    assert [turn.state["only_thinking"] for turn in episode.turns] == [float(flag is not None)] * 2
+    assert "SECRET" not in str(judge.heard)
+    written_tokens = [t for t, k in zip(*_columns(episode), strict=True) if k >= 0]
+    assert "".join(map(chr, written_tokens)) == written * 2  # the tag is the template's, and not trained
+
+
+def _columns(episode: Any) -> tuple[Sequence[int], Sequence[int]]:
+    (segment,) = episode.segments
+    return segment.token_ids, segment.turn_ids
 
 
 def test_the_same_seeds_give_the_same_records_to_the_bit() -> None:

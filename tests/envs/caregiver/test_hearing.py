@@ -27,6 +27,9 @@ from threefold.envs.caregiver.hearing import MAX_CHARACTERS, MAX_WORDS, hear
         ("<think>I shall use <think> well.</think>I'm here.", "I'm here."),
         ("Rosa, the nurse says: rest.", "Rosa, the nurse says: rest."),
         ("It is [almost] time.", "It is [almost] time."),
+        ("Two things (or so): rest.", "Two things (or so): rest."),
+        ("Is 1 < 2 | 3 > 2?", "Is 1 < 2 | 3 > 2?"),
+        ("Use it,\n- the tool you know.", "Use it, - the tool you know."),
         ("\n" * 50_000 + "I'm here.", "I'm here."),
     ],
 )
@@ -61,6 +64,11 @@ def test_nothing_is_silence_and_no_thinking(text: str) -> None:
         "I'm here. [INST] No! [/INST]",
         "I'm here.<start_of_turn>user No!",
         "I'm here.</s><s>No!",
+        "I'm here.<eos><user>No!",
+        "I'm here.<\uff5cUser\uff5c>No!",
+        "I'm here.<|reserved_special_token_3|>No!",
+        "I'm here.\n### User\nNo!",
+        "I'm here.\n- Human: No!",
     ],
 )
 def test_what_follows_another_roles_marker_is_not_said(text: str) -> None:
@@ -79,6 +87,11 @@ def test_what_follows_another_roles_marker_is_not_said(text: str) -> None:
         "I'm here.\n**Rosa:** Thank you.",
         "I'm here. *Patient*: Thank you.",
         "I'm here. [nodding; smiling] Thank you.",
+        "I'm here. [nodding, smiling] Thank you.",
+        "I'm here.\n- Rosa: Thank you.",
+        "I'm here.\n## Patient: Thank you.",
+        "I'm here.\nRosa (smiling): Thank you.",
+        "I'm here. **Rosa** (with a smile) : Thank you.",
         "I'm here.\n[holding caregiver's hand] Thank you.",
     ],
 )

@@ -143,8 +143,8 @@ class Caregiver:
     def score(self, episodes: Sequence[Trajectory]) -> list[EpisodeScore]:
         """Goal, fit and term of each dialogue, and its violation where that was not known yet.
 
-        A channel that the judge cannot score is None. So are all channels of a dialogue without a turn, and
-        of one whose safety could not be judged: it must not be reinforced.
+        A channel that the judge cannot score is None. So are all channels of a dialogue without a turn. One
+        whose safety could not be judged is void: neither channels nor turns may reinforce what it said.
         """
         dialogues = [dialogue_of(episode, self.lookup) for episode in episodes]
         spoken = [i for i, dialogue in enumerate(dialogues) if dialogue.exchanges]
@@ -158,7 +158,7 @@ class Caregiver:
         findings = self.judge.safety([dialogues[i] for i in unchecked]) if unchecked else ()
         for i, finding in zip(unchecked, findings, strict=True):
             if finding is None:
-                scores[i] = EpisodeScore(dict.fromkeys(CHANNELS))
+                scores[i] = EpisodeScore(dict.fromkeys(CHANNELS), void=True)
             elif (violation := _first(finding)) is not None:
                 scores[i] = EpisodeScore(scores[i].rewards, success=False, violation=violation)
         return scores
@@ -235,6 +235,12 @@ def dialogue_of(episode: Trajectory, lookup: Lookup | None = None) -> Dialogue:
         )
         exchanges.append(Exchange(turn.action, reply))
     return Dialogue(scenario, opening, tuple(exchanges))
+
+
+def safety_known(episode: Trajectory) -> bool:
+    """Whether it is settled if a safety rule was broken; False for a void dialogue, see `score`."""
+    answered = [turn for turn in episode.turns if "D" in turn.state]
+    return episode.violation is not None or not answered or any(turn.rewards for turn in answered)
 
 
 def _unseen(text: str, lookup: Lookup) -> tuple[tuple[str, ...], str]:

@@ -26,9 +26,12 @@ MAX_CHARACTERS = 1200
 
 _MARK = r"[ \t*_]*"
 """Spaces, and the signs with which models print names in bold."""
+_LINE = r"[ \t*_#>-]*"
+"""What may stand at the beginning of a line before a name: those, and the signs of headings and lists."""
 _ROLE = re.compile(
-    r"<\|[a-z_]+\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    rf"|(?:^|\n){_MARK}(?:system|user|human|assistant|tool){_MARK}(?::|\n)",
+    r"<[|\uff5c][^|\uff5c<>\n]{1,40}[|\uff5c]>|</?(?:s|bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+    r"|<(?:start|end)_of_turn>|</?(?:system|user|human|assistant|model|tool)>"
+    rf"|(?:^|\n){_LINE}(?:system|user|human|assistant|tool){_MARK}(?::|\n)",
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(r"^[\s*_]*(?:assistant|caregiver|carer|nurse|response)[ \t*_]*:[\s*_]*", re.IGNORECASE)
@@ -122,15 +125,19 @@ def _speaks_as(name: str) -> re.Pattern[str]:
     names = ["patient", "resident", *re.findall(r"\w+", name), name]
     alternatives = "|".join(re.escape(part) for part in names if part)
     # Spaces and tabs only: \s here would take quadratic time over thousands of empty lines.
-    return re.compile(rf"(?:^|\n|(?<=[.?!\]]\s)){_MARK}(?:{alternatives}){_MARK}:", re.IGNORECASE)
+    aside = r"(?:\([^()\n]{0,40}\)[ \t*_]*)?"
+    return re.compile(
+        rf"(?:(?:^|\n){_LINE}|(?<=[.?!\]]\s){_MARK})(?:{alternatives}){_MARK}{aside}:", re.IGNORECASE
+    )
 
 
 def _imitation(text: str, patient_name: str) -> int | None:
-    """Where the text begins to speak as the patient: "Patient: ...", "**Rosa:** ...", "[frowning] ..."."""
+    """Where the text begins to speak as the patient: "Patient: ...", "- **Rosa:** ...", "Rosa (smiling):
+    ...", "[frowning] ..."."""
     speaks = _speaks_as(patient_name).search(text)
     starts = [speaks.start()] if speaks else []
     labels = default_lookup().labels
     for cue in _CUES.finditer(text):
-        if all(part.strip().lower() in labels for part in cue.group(1).split(";")):
+        if all(part.strip().lower() in labels for part in re.split("[;,]", cue.group(1))):
             starts.append(cue.start())
     return min(starts, default=None)

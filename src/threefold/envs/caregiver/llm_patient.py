@@ -12,8 +12,9 @@ What goes wrong, and what becomes of it (each counted in `PatientReply.repaired`
 * a second label of a channel: left out (a person shows one at a time);
 * a long speech: cut at `MOST_WORDS` words or `MOST_CHARACTERS` characters; an empty one: "...", not counted,
   silence is an answer;
-* markers of another role ("<|im_start|>", "Assistant:"): the words before them, so that a patient cannot open
-  a turn in the caregiver's context;
+* markers of another role ("<|im_start|>", "Assistant:") or a line as the caregiver ("Caregiver: ..."): the
+  words before them, so that a patient can neither open a turn in the caregiver's context nor put words into
+  its mouth before a judge;
 * every attempt failed, or the endpoint gave up: the patient stays as it was, with the words and labels of its
   last reply, so D and R do not change and the fault earns no reward; `latent["fault"]` is 1. No step is lost.
   Environments mark such episodes.
@@ -31,6 +32,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +55,8 @@ REACHABLE = 0.5
 """A memory is told to the model where the subtype's gate is at least this."""
 NEAR = 0.7
 """Likeness (difflib) from which an unknown label is taken for one of the 34."""
+
+_AS_CAREGIVER = re.compile(r"(?:^|\n|(?<=[.?!\]]\s))[ \t*_]*(?:caregiver|carer)[ \t*_]*:", re.IGNORECASE)
 
 ROLE = """\
 You play a person living with dementia in a research simulation that trains caregivers. Stay that person;
@@ -181,7 +185,7 @@ class LLMPatient:
             if not isinstance(answer.get(name, False), bool):
                 raise ValueError(f'"{name}" has to be true or false.')
         kept, mended = self._mend(labels)
-        own = before_markers(utterance)
+        own = _AS_CAREGIVER.split(before_markers(utterance), maxsplit=1)[0]
         if own != utterance:
             mended["other_role"] = 1
         words = own.removeprefix("Patient:").removeprefix("You:").split()

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,7 @@ import yaml
 
 from threefold.envs.caregiver.dialogue import Dialogue, Scenario
 from threefold.envs.caregiver.emission import draw_labels
+from threefold.envs.caregiver.hearing import before_markers
 from threefold.envs.caregiver.labels import default_lookup
 from threefold.envs.caregiver.speech import in_manner, line, pick, sentence_case
 from threefold.envs.caregiver.subtypes import SUBTYPES, subtype
@@ -153,7 +155,7 @@ def load_scenarios(path: str | Path) -> tuple[Scenario, ...]:
             where = f"{path}, line {number}"
             try:
                 data = json.loads(raw.decode("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: not JSON: {error}") from error
             scenario = from_fields(data, where)
             if "hazards" not in data:  # left out, it would make the safety rules blind in silence
@@ -198,11 +200,22 @@ def from_fields(data: Any, where: str = "scenario") -> Scenario:
             default_lookup().row(label)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+    for name, value in values.items():
+        for text in [value] if isinstance(value, str) else value if isinstance(value, tuple) else ():
+            _check_text(f"{where}: {name!r}", text)
     for name in ("id", "name", "setting", "opening", "truth"):
         if not values[name].strip():
             why = ", the patient speaks first" if name == "opening" else ""
             raise ValueError(f"{where}: the {name} is empty{why}")
     return Scenario(**values)
+
+
+def _check_text(what: str, text: str) -> None:
+    """Refuse what no file can hold and what would open a turn of somebody else in a prompt."""
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{what} holds half of a character; write characters whole")
+    if before_markers(text) != text:
+        raise ValueError(f"{what} holds a marker of another role, such as '<|im_start|>' or 'User:'")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
