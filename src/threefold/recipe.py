@@ -192,6 +192,7 @@ class Training(_Part):
     learning_rate: float = Field(1e-6, gt=0)
     lr_scheduler: str = "constant"
     warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises to its value."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     kl: float = Field(0.0, ge=0)

@@ -262,7 +262,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         callbacks=[StopOnInterrupt()],
         credit=prepared.credit,
         run_dir=run,
-        signals_every=recipe.training.signals_every,
+        signals_every=recipe.training.signals_every * recipe.training.updates_per_step,
         signals_base=recipe.training.signals_base,
         dynamic_sampling=_dynamic_sampling(recipe),
         sampler=sampler,

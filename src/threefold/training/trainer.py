@@ -95,8 +95,8 @@ class ThreefoldTrainer(TrlSeam):
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
         tasks (mapping, *optional*): The environment's `Task` by the column `id` of the dataset rows. By
             default a row's columns are the task's fields.
-        signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
-            the diagnostics even where the estimator does not need them; 0 never.
+        signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many optimizer
+            updates for the diagnostics even where the estimator does not need them; 0 never.
         signals_base (`bool`, defaults to False): Score the frozen initial model too at these steps, so that
             the entropy on critical tokens is measured for every method alike. With full fine-tuning it holds
             a second copy of the weights.
