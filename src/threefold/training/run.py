@@ -386,8 +386,8 @@ def _finish(
     if not launcher.is_first():
         return
     if after:
+        run.write_after(after)  # first of all: it took the longest
         summary = summarise(prepared.work, before, after, step)
-        run.write_after(after)
         run.write_evaluation(summary)
         if prepared.recipe.evaluation.every:
             run.append_metrics(step, as_metrics(after), split="held_out")

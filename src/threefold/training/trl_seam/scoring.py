@@ -144,7 +144,7 @@ def fingerprint(model: Any) -> int | None:
     """A number that two sets of weights share only if they are the same, on any machine; None where there is
     no copy to compare.
 
-    The bits are added up as whole numbers: a sum of floats depends on the order, and so on threads and device.
+    The bits are added up as whole numbers: a sum of floats depends on its order, and so on the threads.
     """
     if model is None:
         return None
