@@ -225,6 +225,8 @@ def train(
         console.print(f"all {done} steps are trained already; raise training.steps to go on")
     else:
         console.training(recipe.training.steps, done)
+        if checkpoint is not None and main:
+            run.drop_model()
     stopped = False
     try:
         if checkpoint is not None and finished:
