@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from same_training import assert_same_training, trained, weights
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -24,27 +25,6 @@ NOTHING_ADDED = {
     "GRPO": {"credit": GRPO()},
     "ISPO without its terms": {"credit": ISPO("digit", lambda_ifd=0.0, lambda_token=0.0)},
 }
-
-
-def weights(trainer: Any) -> list[Tensor]:
-    return [parameter.detach() for parameter in trainer.model.parameters()]
-
-
-def losses(trainer: Any) -> list[tuple[float, float]]:
-    return [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
-
-
-def assert_same_training(one: Any, other: Any) -> None:
-    assert losses(one) == losses(other)
-    assert len(losses(one)) == one.args.max_steps
-    for a, b in zip(weights(one), weights(other), strict=True):
-        assert torch.equal(a, b)
-
-
-def trained(build: Any, *args: Any, **options: Any) -> Any:
-    trainer = build(*args, **options)
-    trainer.train()
-    return trainer
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])

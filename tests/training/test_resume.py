@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from resumed import StopAt, figures, weights
 
 from threefold import GRPO, ISPO, Limits
 from threefold.envs.toy import EchoThenNext
@@ -24,17 +22,6 @@ CREDITS = {
 }
 
 
-class StopAt(TrainerCallback):
-    """Ends the training as a crash between two steps would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-        return control
-
-
 def trainer_in(build: Any, run: RunDirectory, credit: Any, **options: Any) -> Any:
     args = {
         "max_steps": 6,
@@ -44,18 +31,6 @@ def trainer_in(build: Any, run: RunDirectory, credit: Any, **options: Any) -> An
         **options.pop("args", {}),
     }
     return build(args=args, credit=credit, answer_format=r"([0-9])", run_dir=run, **options)
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not k.startswith("time") and k != "step_time"} for line in lines
-    ]
-
-
-def weights(trainer: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
 @pytest.mark.parametrize(
