@@ -15,6 +15,8 @@ from trl import GRPOTrainer
 
 from threefold import GRPO, ISPO, ThreefoldTrainer
 from threefold.credit import Advantages, CreditBatch, Signals
+from threefold.credit.lens import LENS
+from threefold.credit.named_skills import NamedSkills
 from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.rl_zvp import RLZVP
 from threefold.credit.self_certainty import SelfCertainty
@@ -188,6 +190,15 @@ def test_an_outcome_that_no_reward_function_has_is_refused(build):
         build(credit=ISPO("digits"))
     with pytest.raises(ValueError, match=r"outcome='right' is not among the reward functions \['digit'\]"):
         build(outcome="right")
+
+
+@pytest.mark.parametrize(
+    "credit", [GRPO(), LENS("digit"), NamedSkills(GRPO())], ids=lambda c: type(c).__name__
+)
+def test_a_scale_of_trls_that_would_have_no_effect_is_refused(build, credit):
+    with pytest.raises(ValueError, match=r"scale_rewards='none' has no effect"):
+        build(credit=credit, args={"scale_rewards": "none"})
+    build(credit=NamedSkills(GRPO(scale="none")), args={"scale_rewards": "none"})
 
 
 def test_two_ways_of_playing_episodes_are_refused(build):

@@ -55,7 +55,8 @@ def trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) -> 
         "temperature": training.temperature,
         "mask_truncated_completions": training.mask_truncated,
         "gradient_checkpointing": training.gradient_checkpointing,
-        "scale_rewards": recipe.credit.scale or "group",
+        # An estimator has its scale itself.
+        "scale_rewards": (prepared.credit is None and recipe.credit.scale) or "group",
         "reward_weights": list(prepared.work.rewards.values()),
         "save_strategy": "steps",
         "save_steps": (training.save_every or training.steps) * updates,
