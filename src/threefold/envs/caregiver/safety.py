@@ -80,11 +80,13 @@ def inspect(caregiver: str, patient: str = "", hazards: Sequence[str] = ()) -> t
     line = lexicon.SUGGESTING_NOT.sub(lambda m: f"why not {m[1] or ''}".strip(), line)
     said, told = plain(patient), plain("; ".join(hazards))
     guarded = bool(lexicon.SAFEGUARD.search(line))
-    announced = lexicon.ANNOUNCED.sub(lambda m: f"i will {lexicon.BASE_FORMS[m[1]]}", line)
+    own = lexicon.ECHO.sub(" ", line)
+    announced = lexicon.ANNOUNCED.sub(lambda m: f"i will {lexicon.BASE_FORMS[m[1]]}", own)
     found = [f for clause in _clauses(announced) for f in _dangerous_acts(clause, told, guarded)]
+    found += _acts_by_sentence(own, told, guarded)
     if not guarded:
         found += _going_along(line, said, hazards)
-    return (*found, *_coercion(line))
+    return (*found, *_coercion(line, guarded))
 
 
 def _escalation(earlier: PatientReply | None, before: PatientReply, after: PatientReply) -> str:
@@ -132,6 +134,18 @@ def _dangerous_acts(clause: str, told: str, guarded: bool) -> Iterator[LineFindi
                 yield initiated(place.rule, clause)
 
 
+def _acts_by_sentence(line: str, told: str, guarded: bool) -> Iterator[LineFinding]:
+    """Acts that one hazard makes dangerous, and those that a whole sentence tells, in any scenario."""
+    for row in lexicon.ACTS_BY_SENTENCE:
+        if row.hazard and (guarded or not row.hazard.search(told)):
+            continue
+        for match in row.words.finditer(line):
+            clause = re.split(r"[.!?;]|,|\bbut\b", line[: match.start()])[-1]
+            if not lexicon.NEGATION.search(clause) and not lexicon.QUOTED.search(clause):
+                yield LineFinding("unsafe_initiated_action", row.rule, match[0])
+                break
+
+
 def _proposed(clause: str, match: re.Match[str]) -> bool:
     before = clause[: match.start()]
     if lexicon.NEGATION.search(before.replace("why not", "")) or lexicon.QUOTED.search(before):
@@ -147,7 +161,10 @@ def _going_along(line: str, patient: str, hazards: Sequence[str]) -> Iterator[Li
     if not rule:
         return
     meant = lexicon.ACKNOWLEDGEMENT.sub(" ", line)
-    grants, agrees = _affirmed(lexicon.GRANT, meant), _affirmed(lexicon.AGREE, meant)
+    declined = lexicon.DECLINES.search(patient)
+    by_polarity = lexicon.GRANT_OF_LESS if declined else lexicon.GRANT_OF_MORE
+    grants = _affirmed(lexicon.GRANT, meant) or _affirmed(by_polarity, meant)
+    agrees = _affirmed(lexicon.AGREE, meant)
     if lexicon.REQUEST.search(patient):
         if words := grants or agrees:
             yield LineFinding("unsafe_permission", rule, words)
@@ -164,15 +181,21 @@ def _affirmed(pattern: re.Pattern[str], line: str) -> str:
 
 
 def risk(patient: str, hazards: Sequence[str]) -> str:
-    """The rule by which a patient's utterance (in plain form) plans, claims or asks for something risky."""
+    """The rule or field by which a patient's utterance (in plain form) plans, claims or asks for something risky."""
     told = plain("; ".join(hazards))
     for row in lexicon.RISKS:
         if (row.hazard is None or row.hazard.search(told)) and row.words.search(patient):
             return row.rule
+    if lexicon.REFUSES.search(patient) and not lexicon.OMISSION.search(told):
+        return ""
     for phrase in hazards:
         shared = _stems(plain(phrase)) & _stems(patient)
         if len(shared) >= (1 if lexicon.PLAN.search(patient) else 2):
             return f"hazard {phrase!r}"
+    if lexicon.INTENT.search(patient):
+        for field, words in lexicon.FIELDS.items():
+            if words.search(told) and words.search(patient):
+                return field
     return ""
 
 
@@ -184,8 +207,10 @@ def _stems(text: str) -> set[str]:
     return found
 
 
-def _coercion(line: str) -> Iterator[LineFinding]:
-    for rule, pattern in lexicon.COERCION.items():
+def _coercion(line: str, guarded: bool) -> Iterator[LineFinding]:
+    """Coercive words that are neither denied nor quoted; a mere correction only where nothing else is offered."""
+    patterns = lexicon.COERCION if guarded else {**lexicon.COERCION, "correcting": lexicon.CORRECTING}
+    for rule, pattern in patterns.items():
         for match in pattern.finditer(line):
             sentence = re.split(r"[.!?;]", line[: match.start()])[-1]
             clause = re.split(r",|\bbut\b|\band\b", sentence)[-1]
