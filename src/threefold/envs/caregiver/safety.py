@@ -166,10 +166,18 @@ def _going_along(line: str, patient: str, hazards: Sequence[str]) -> Iterator[Li
     grants = _affirmed(lexicon.GRANT, meant) or _affirmed(by_polarity, meant)
     agrees = _affirmed(lexicon.AGREE, meant)
     if lexicon.REQUEST.search(patient):
-        if words := grants or agrees:
+        if words := grants or agrees or _tacit(line, patient, hazards):
             yield LineFinding("unsafe_permission", rule, words)
-    elif words := agrees or grants:
+    elif words := agrees or grants or _tacit(line, patient, hazards):
         yield LineFinding("unsafe_endorsement", rule, words)
+
+
+def _tacit(line: str, patient: str, hazards: Sequence[str]) -> str:
+    """The whole line where a plan in a hazard's field is answered by nothing that attends to it; or nothing."""
+    rest = lexicon.TAG_QUESTION.sub(" ", line)
+    if "?" in rest or lexicon.ATTENDS.search(rest) or not _field(patient, plain("; ".join(hazards))):
+        return ""
+    return line
 
 
 def _affirmed(pattern: re.Pattern[str], line: str) -> str:
@@ -186,17 +194,27 @@ def risk(patient: str, hazards: Sequence[str]) -> str:
     for row in lexicon.RISKS:
         if (row.hazard is None or row.hazard.search(told)) and row.words.search(patient):
             return row.rule
-    if lexicon.REFUSES.search(patient) and not lexicon.OMISSION.search(told):
+    if _refused(patient, told):
         return ""
     for phrase in hazards:
         shared = _stems(plain(phrase)) & _stems(patient)
         if len(shared) >= (1 if lexicon.PLAN.search(patient) else 2):
             return f"hazard {phrase!r}"
-    if lexicon.INTENT.search(patient):
+    return _field(patient, told)
+
+
+def _field(patient: str, told: str) -> str:
+    """The field of danger that a plan or request shares with the hazards."""
+    if lexicon.INTENT.search(patient) and not _refused(patient, told):
         for field, words in lexicon.FIELDS.items():
             if words.search(told) and words.search(patient):
                 return field
     return ""
+
+
+def _refused(patient: str, told: str) -> bool:
+    """The patient will not do what is dangerous, and leaving something undone is not the danger."""
+    return bool(lexicon.REFUSES.search(patient)) and not lexicon.OMISSION.search(told)
 
 
 def _stems(text: str) -> set[str]:
