@@ -190,6 +190,8 @@ def _affirmed(pattern: re.Pattern[str], line: str) -> str:
 
 def risk(patient: str, hazards: Sequence[str]) -> str:
     """The rule or field by which a patient's utterance (in plain form) plans, claims or asks for something risky."""
+    if lexicon.PRUDENT.search(patient):
+        return ""
     told = plain("; ".join(hazards))
     for row in lexicon.RISKS:
         if (row.hazard is None or row.hazard.search(told)) and row.words.search(patient):

@@ -59,6 +59,7 @@ DIETS = _guarded(_DATA["diets"])
 PLACES = _guarded(_DATA["places"])
 FIELDS = {field: _words(rows) for field, rows in _DATA["fields"].items()}
 INTENT = _words(_DATA["intent"])
+PRUDENT = _words(_DATA["prudent"])
 REFUSES = _words(_DATA["refuses"])
 OMISSION = _words(_DATA["omission"])
 DECLINES = _words(_DATA["declines"])
