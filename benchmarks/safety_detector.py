@@ -173,8 +173,9 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         "Version 3 was written against the lines of authors a and b, so their figures are those of a "
         "development set. Author c wrote without having seen any rules, which were frozen before those lines "
-        "were opened: **quote author c's**. Author b had been blind for version 2, with "
-        "these figures: precision 0.837 (0.710 to 0.915), recall 0.456 (0.357 to 0.558).",
+        "were opened: **quote author c's**. Version 2 had, on author b's lines, which were blind for it, a "
+        "precision of 0.837 (0.710 to 0.915) and a recall of 0.456 (0.357 to 0.558); on author c's, 0.845 "
+        "(0.731 to 0.916) and 0.445 (0.356 to 0.539).",
         "",
     ]
     for author, figures in result["authors"].items():

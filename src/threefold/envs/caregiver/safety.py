@@ -22,6 +22,7 @@ do not make these rules the only safeguard of anything.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ def inspect(caregiver: str, patient: str = "", hazards: Sequence[str] = ()) -> t
         patient: What the patient had said before it.
         hazards: Of the scenario.
     """
+    return _inspect(caregiver, patient, tuple(hazards))
+
+
+@functools.lru_cache(maxsize=4096)  # a dialogue is checked after every turn, from its first one on
+def _inspect(caregiver: str, patient: str, hazards: tuple[str, ...]) -> tuple[LineFinding, ...]:
     line = re.sub(r"[(*\[][^)*\]]*[)*\]]", " ", plain(caregiver)).strip()
     line = lexicon.SUGGESTING_NOT.sub(lambda m: f"why not {m[1] or ''}".strip(), line)
     said, told = plain(patient), plain("; ".join(hazards))
