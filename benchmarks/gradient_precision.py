@@ -4,8 +4,9 @@ Speed-ups that leave the gradient unchanged still round differently, and a real 
 many layers, large activations, advantages that cancel. So the two gradients in fp32 differ by more than the
 tests on small models allow, and the question is which of them is wrong by how much. Each arm is one update
 of the bench (`threefold bench update`), once in fp32 and once in fp64; the distance is relative, in the
-Euclidean norm of the whole gradient. A third arm is TRL on the same rows with a few columns of padding more
-before each prompt, as a longer prompt in the batch would bring them: nothing that a gradient may depend on.
+Euclidean norm of the whole gradient. Two more arms are TRL on the same rows, with attention written out
+(transformers' "eager"), and with a few columns of padding more before each prompt, as a longer prompt in the
+batch would bring them: nothing that a gradient may depend on.
 
     python benchmarks/gradient_precision.py                  # the embedded model, 6 GB, a few minutes
 
@@ -31,7 +32,8 @@ from threefold.bench.record import Options
 RESULT = Path(__file__).resolve().parents[1] / "results/gradient-precision.md"
 PADDING = 3
 PADDED = f"TRL, {PADDING} columns of padding more"
-ARMS = ("TRL", PADDED, "Threefold")
+EAGER = "TRL, eager attention"
+ARMS = ("TRL", EAGER, PADDED, "Threefold")
 KINDS = (torch.float64, torch.float32)
 
 
@@ -74,8 +76,9 @@ def main() -> int:
         "|---|---|---|",
         *rows,
         "",
-        "TRL's own rows say what rounding does to this gradient, and where a row stands: angles of rotary",
-        "positions are computed in fp32 at any precision of the weights, as is some of TRL's loss.",
+        "TRL's own rows say what rounding does to this gradient: the order of sums in attention, and where a",
+        "row stands, for angles of rotary positions are computed in fp32 at any precision of the weights, as",
+        "is some of TRL's loss.",
     ]
     RESULT.write_text("\n".join(page) + "\n", encoding="utf-8")
     Console().print("\n".join(page))
@@ -86,7 +89,8 @@ def gradient(arm: str, options: Options, kind: torch.dtype) -> list[torch.Tensor
     """The first gradient of an arm, whose weights are of this precision."""
     kept: dict[str, list[Any]] = {}
     load = parts.load
-    parts.load = lambda name: _as(kind, *load(name))
+    attention = "eager" if arm == EAGER else "sdpa"
+    parts.load = lambda name: _as(kind, attention, *load(name))
     try:
         bench = update._Arm("Threefold" if arm == "Threefold" else "TRL", options, kept)
         if arm == PADDED:
@@ -112,7 +116,8 @@ def pad_more(trainer: Any) -> None:
     trainer._prepare_inputs = wider
 
 
-def _as(kind: torch.dtype, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+def _as(kind: torch.dtype, attention: str, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    model.set_attn_implementation(attention)
     return model.to(kind), tokenizer
 
 
