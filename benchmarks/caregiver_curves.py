@@ -33,7 +33,10 @@ import caregiver_page
 import cells
 import study_plots
 
+from threefold.envs.caregiver import safety
+from threefold.envs.caregiver.environment import dialogue_of
 from threefold.recipe import Recipe, load_recipe
+from threefold.trajectory import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/caregiver.yaml"
@@ -196,9 +199,24 @@ def read_cell(run: Path) -> dict[str, Any]:
         "curves": {name: [step.get(name) for step in steps] for name in caregiver_page.CURVES},
         "before": _sampled(run / "before.json"),
         "after": _sampled(run / "after.json"),
+        "safety": environment.get("made_with", {}).get("safety"),
+        "judged_again": judged_again(run),
         "environment": environment,
         "commit": environment.get("commit"),
     }
+
+
+def judged_again(run: Path) -> dict[str, int]:
+    """Training dialogues, those that were called a violation when they were played, those that today's safety
+    rules call one, and those of which the two say the same."""
+    counts = {"dialogues": 0, "then": 0, "now": 0, "alike": 0}
+    for rollouts in sorted(run.glob("rollouts*.jsonl")):
+        for record in read_jsonl(rollouts):
+            then = record.trajectory.violation is not None
+            now = safety.find(dialogue_of(record.trajectory)).first is not None
+            for name, value in (("dialogues", True), ("then", then), ("now", now), ("alike", then == now)):
+                counts[name] += value
+    return counts
 
 
 def published(

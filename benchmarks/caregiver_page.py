@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import study_plots
 
+from threefold.envs.caregiver import safety_lexicon
 from threefold.evaluation.intervals import Interval, crossed_bootstrap
 
 Cells = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -119,7 +120,7 @@ def page_text(
         f"seeds' own values are in {name}.json. Nothing is corrected for the number of comparisons. A drop "
         "is better when larger, D, R, violation and left when smaller.",
     ]
-    parts.append(_origins(study["cells"]))
+    parts += [_origins(study["cells"]), _safety(study["cells"])]
     if study["missing"]:
         parts.append(f"**Not complete:** {', '.join(study['missing'])} are missing.")
     parts += ["## Held-out scenarios, after training", _levels(found, arms)]
@@ -170,6 +171,23 @@ def _origins(cells_: Sequence[Mapping[str, Any]]) -> str:
         f"Made at different commits: {made}. The arms of a seed began alike all the same: before training "
         "they score equally in every held-out scenario, or this page refuses them. Where the code of two "
         "commits rounds differently, two runs of one arm drift apart as two draws of chance do."
+    )
+
+
+def _safety(cells_: Sequence[Mapping[str, Any]]) -> str:
+    """By which safety rules violations were found, and what today's say of the same training dialogues."""
+    again = [cell["judged_again"] for cell in cells_ if cell.get("judged_again")]
+    version = f"version {safety_lexicon.VERSION}"
+    known = {cell["safety"].replace("rules", "version") for cell in cells_ if cell.get("safety")}
+    if not again or known == {version}:
+        return ""
+    dialogues, then, now, alike = (
+        sum(counts[name] for counts in again) for name in ("dialogues", "then", "now", "alike")
+    )
+    return (
+        f"Violations are those of safety rules {', '.join(sorted(known))}. The rules are {version} now: of "
+        f"{dialogues} training dialogues whose records were at hand they call {now} a violation, where "
+        f"{then} were called one in play, and say the same of {alike / dialogues:.1%}."
     )
 
 

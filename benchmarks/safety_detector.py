@@ -1,12 +1,13 @@
 """Precision and recall of the rule safety detector on an adversarial set of labelled caregiver lines.
 
-    python benchmarks/safety_detector.py               # both halves; writes results/caregiver/safety.*
-    python benchmarks/safety_detector.py --mistakes a  # the lines of a half that the rules get wrong
+    python benchmarks/safety_detector.py               # all authors; writes results/caregiver/safety.*
+    python benchmarks/safety_detector.py --mistakes a  # an author's lines that the rules get wrong
 
-The set has two halves. Author a wrote the rules; author b wrote without having seen them, and the rules
-were frozen before that half was opened: the figures to quote are author b's. Beside them stands how often the
-rules speak on the scripted caregivers in play with the patient by rules. Intervals are Wilson's, 95 %
-(E. B. Wilson 1927), which stay inside [0, 1] where few lines are counted.
+Three authors wrote lines. Version 3 of the rules was written against those of authors a and b (b had been
+blind for version 2). Author c wrote without having seen any rules, which were frozen before those lines were
+opened: the figures to quote are author c's. Beside them stands how often the rules speak on the scripted
+caregivers in play with the patient by rules. Intervals are Wilson's, 95 % (E. B. Wilson 1927), which stay
+inside [0, 1] where few lines are counted.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from threefold.envs.caregiver.rules_patient import RulesPatient
 from threefold.envs.caregiver.scenarios import generate, split
 
 ROOT = Path(__file__).resolve().parents[1]
+AUTHORS = {"c": "to be quoted", "b": "development", "a": "development"}
+"""What each author's figures are, in the order in which they are shown."""
 PREDICATES = (
     "unsafe_endorsement",
     "unsafe_initiated_action",
@@ -37,17 +40,19 @@ PREDICATES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Precision and recall of the rule safety detector.")
-    parser.add_argument("--mistakes", metavar="HALF", help="print the mistakes on a half, and write nothing")
+    parser.add_argument(
+        "--mistakes", metavar="AUTHOR", help="print the mistakes on an author's lines, and write nothing"
+    )
     options = parser.parse_args()
     if options.mistakes:
         print_mistakes(load(options.mistakes))
         return
-    halves = {half: measure(rows) if (rows := load(half)) else None for half in ("a", "b")}
+    authors = {author: measure(rows) if (rows := load(author)) else None for author in AUTHORS}
     result = {
         "rules": safety_lexicon.VERSION,
         "python": platform.python_version(),
         "command": "python benchmarks/safety_detector.py",
-        "halves": halves,
+        "authors": authors,
         "scripts": on_scripts(),
     }
     text = as_markdown(result)
@@ -60,9 +65,9 @@ def main() -> None:
     print(text)
 
 
-def load(half: str) -> list[dict[str, Any]]:
+def load(author: str) -> list[dict[str, Any]]:
     """The lines of one author; none where the file is not there."""
-    path = ROOT / "benchmarks" / "data" / f"safety_author_{half}.jsonl"
+    path = ROOT / "benchmarks" / "data" / f"safety_author_{author}.jsonl"
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -166,15 +171,17 @@ def as_markdown(result: dict[str, Any]) -> str:
         "",
         f"Command: `{result['command']}`. Rules: version {result['rules']}. Intervals: Wilson, 95 %.",
         "",
-        "The rules were written against author a's half, so its figures are those of a training set. Author "
-        "b wrote without having seen the rules, which were frozen before that half was opened: **quote "
-        "author b's**.",
+        "Version 3 was written against the lines of authors a and b, so their figures are those of a "
+        "development set. Author c wrote without having seen any rules, which were frozen before those lines "
+        "were opened: **quote author c's**. Version 2 had, on author b's lines, which were blind for it, a "
+        "precision of 0.837 (0.710 to 0.915) and a recall of 0.456 (0.357 to 0.558); on author c's, 0.845 "
+        "(0.731 to 0.916) and 0.445 (0.356 to 0.539).",
         "",
     ]
-    for half, figures in result["halves"].items():
-        lines += [f"## Author {half}", ""]
+    for author, figures in result["authors"].items():
+        lines += [f"## Author {author}, {AUTHORS[author]}", ""]
         if figures is None:
-            lines += ["This half is not there yet, so there is no figure to quote.", ""]
+            lines += ["These lines are not there yet, so there is no figure.", ""]
             continue
         lines += [f"{figures['lines']} lines, {figures['unsafe']} of them unsafe.", ""]
         lines += ["| figure | value | 95 % interval | lines |", "|---|---|---|---|"]
@@ -201,7 +208,8 @@ def with_figures(page: str, result: dict[str, Any]) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    lines = ["| figure | author b, to be quoted | author a, trained on |", "|---|---|---|"]
+    heads = " | ".join(f"author {author}, {use}" for author, use in AUTHORS.items())
+    lines = [f"| figure | {heads} |", "|---" * (len(AUTHORS) + 1) + "|"]
     for title, path in (
         ("precision", ("precision",)),
         ("recall", ("recall",)),
@@ -209,8 +217,8 @@ def summary(result: dict[str, Any]) -> str:
         *((f"recall, {name}", ("recall_by_predicate", name)) for name in PREDICATES),
     ):
         cells = []
-        for half in ("b", "a"):
-            value = result["halves"][half]
+        for author in AUTHORS:
+            value = result["authors"][author]
             for key in path:
                 value = value and value[key]
             cells.append(in_words(value) if value and value["of"] else "not measured yet")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from importlib import resources
 
 import pytest
+import yaml
 
 from chat_server import chat_server
 from threefold.caregiver import CaregiverDialogues
@@ -199,3 +201,68 @@ def test_a_local_model_plays_the_patient_and_its_record_can_be_replayed(tmp_path
     assert state["fault"] == 1
     assert state["repaired"] == 3  # every attempt was asked for
     assert turn(model=str(folder)) == (said, state)
+
+
+# Tables of one's own
+
+
+def edited(path, name, *changes):
+    """A copy of a shipped table with some of its text replaced."""
+    text = (resources.files("threefold.envs.caregiver") / name).read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def one_turn(environment, said):
+    """The states before and after a first turn, of many patients."""
+    found = []
+    for task in environment.tasks("test", 60, 0):
+        dialogue = environment()
+        opened = dialogue.reset(task, 0, 0)
+        found.append((opened.state["D"], dialogue.step(said).state["D"]))
+    return found
+
+
+def test_rules_and_labels_of_ones_own_play_and_are_named(tmp_path) -> None:
+    rules = edited(tmp_path / "ours.yaml", "rules.yaml", ("version: rules-1", "version: ours-1"))
+    labels = edited(tmp_path / "tiers.yaml", "tiers.yaml", ("version: t2grpo-1", "version: ours-t"))
+    made = CaregiverDialogues(rules=rules, labels=labels)
+    assert made.made_with | {"patient": "ours-1", "labels": "ours-t"} == made.made_with
+    said = "I am here, there is no hurry at all."
+    assert one_turn(made, said) == one_turn(CaregiverDialogues(), said)  # another name alone changes nothing
+    angrier = edited(
+        tmp_path / "angrier.yaml",
+        "rules.yaml",
+        ("version: rules-1", "version: ours-2"),
+        ("name: slope, value: 3.0", "name: slope, value: 0.3"),
+    )
+    assert one_turn(CaregiverDialogues(rules=angrier), said) != one_turn(CaregiverDialogues(), said)
+
+
+def test_an_edited_lookup_says_what_distress_is_from_the_opening_on(tmp_path) -> None:
+    text = (resources.files("threefold.envs.caregiver") / "tiers.yaml").read_text(encoding="utf-8")
+    data = yaml.safe_load(text)
+    for row in data["labels"]:
+        row["distress"] *= 3
+    data["version"] = "heavier"
+    path = tmp_path / "heavier.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    ours = one_turn(CaregiverDialogues(labels=str(path)), "Hello.")
+    shipped = one_turn(CaregiverDialogues(), "Hello.")
+    assert sum(before for before, _ in ours) > sum(before for before, _ in shipped)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "change", "message"),
+    [
+        ("rules", "rules.yaml", ("name: pull, value: 0.3", "name: pull, value: 0.2"), "of version rules-1"),
+        ("labels", "tiers.yaml", ("version: t2grpo-1", ""), "version"),
+        ("rules", "rules.yaml", ("elderspeak", "elderspeek"), "elderspeak"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(tmp_path, option, name, change, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        CaregiverDialogues(**{option: edited(tmp_path / name, name, change)})

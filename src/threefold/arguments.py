@@ -365,7 +365,7 @@ def _bench(commands: Any) -> None:
         (
             "threefold bench --list",
             "threefold bench --quick",
-            "threefold bench update --prompt 512 --rounds 3 --baseline results/bench",
+            "threefold bench update --prompt 512 --rounds 3 --baseline results/performance",
         ),
     )
     bench.add_argument("names", nargs="*", metavar="BENCH", help="which benches (default: all)")

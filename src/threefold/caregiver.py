@@ -22,11 +22,11 @@ from threefold.envs.caregiver.care_rubrics import care_scores
 from threefold.envs.caregiver.dialogue import Patient, Scenario
 from threefold.envs.caregiver.environment import TURN_CHANNELS, Caregiver, dialogue_of, safety_known
 from threefold.envs.caregiver.expert import conversations
-from threefold.envs.caregiver.labels import default_lookup
+from threefold.envs.caregiver.labels import Lookup, default_lookup, load_lookup
 from threefold.envs.caregiver.llm_judge import Combined, LLMJudge
 from threefold.envs.caregiver.llm_patient import LLMPatient
 from threefold.envs.caregiver.rule_judge import RuleJudge
-from threefold.envs.caregiver.rules import default_rules
+from threefold.envs.caregiver.rules import Rules, default_rules, load_rules
 from threefold.envs.caregiver.rules_patient import RulesPatient
 from threefold.envs.caregiver.scenarios import by_subtype, generate, load_scenarios, split
 from threefold.trajectory import Trajectory
@@ -70,6 +70,8 @@ class CaregiverDialogues:
         stop_on_violation: bool = True,
         perturb: float = 0.0,
         patient_seed: int = 0,
+        rules: str | None = None,
+        labels: str | None = None,
         scenarios: str | None = None,
         test_scenarios: str | None = None,
         subtypes: Sequence[str] = (),
@@ -94,6 +96,9 @@ class CaregiverDialogues:
             perturb: Multiply each coefficient of the patient of rules by a number in [1 - perturb,
                 1 + perturb].
             patient_seed: Chooses these numbers.
+            rules: YAML file of coefficients for the patient of rules, in the form of `rules.yaml`.
+            labels: YAML file by which labels become D and R, in the form of `tiers.yaml`, for whoever plays
+                the patient.
             scenarios: JSONL file of training scenarios; default: the 1,000 of the generator.
             test_scenarios: The same for held-out ones; default: its 200.
             subtypes: Only scenarios of these, in training and held out; all by default.
@@ -120,15 +125,23 @@ class CaregiverDialogues:
                 "thinking": thinking,
                 "stop_on_violation": stop_on_violation,
             },
-            text={"scenarios": scenarios, "test_scenarios": test_scenarios},
+            text={
+                "scenarios": scenarios,
+                "test_scenarios": test_scenarios,
+                "rules": rules,
+                "labels": labels,
+            },
             names={"subtypes": subtypes, "hold_out_subtypes": hold_out_subtypes},
             settings={"patient_endpoint": patient_endpoint, "judge_endpoint": judge_endpoint},
         )
         for name, value in (("patient", patient), ("judge", judge), ("safety", safety)):
             if value not in get_args(Who):
                 raise ValueError(f"{name} is {value!r}: one of {', '.join(get_args(Who))}")
-        if patient == "endpoint" and perturb:
-            raise ValueError("perturb changes the patient of rules, but patient is 'endpoint'; leave it out")
+        for name, given in (("perturb", perturb), ("rules", rules)):
+            if patient == "endpoint" and given:
+                raise ValueError(
+                    f"{name} changes the patient of rules, but patient is 'endpoint'; leave it out"
+                )
         for name, share in (("unsafe_share", unsafe_share), ("ordinary_share", ordinary_share)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is a share in [0, 1], got {share}")
@@ -138,7 +151,10 @@ class CaregiverDialogues:
         self._turns, self._words = turns, words
         self._short_prompt, self._thinking = short_prompt, thinking
         self._stop_on_violation = stop_on_violation
-        self._rules = default_rules().perturbed(perturb, patient_seed)
+        self._rules, self._lookup = load_rules(rules), load_lookup(labels)
+        _check_version("rules", rules, self._rules, default_rules())
+        _check_version("labels", labels, self._lookup, default_lookup())
+        self._rules = self._rules.perturbed(perturb, patient_seed)
         train, test = split(generate(SCENARIO_SEED), SCENARIO_SEED)
         train = load_scenarios(scenarios) if scenarios is not None else train
         test = load_scenarios(test_scenarios) if test_scenarios is not None else test
@@ -147,6 +163,8 @@ class CaregiverDialogues:
         self._test = _only(test, subtypes)
         if scenarios is not None or test_scenarios is not None:
             _check_apart(self._train, self._test)
+        for scenario in (*self._train, *self._test):
+            self._lookup.tiers(scenario.opening_labels, scenario.opening)
         for what, left in (("training", self._train), ("held-out", self._test)):
             if not left:
                 raise ValueError(
@@ -166,7 +184,7 @@ class CaregiverDialogues:
     @property
     def made_with(self) -> Mapping[str, str]:
         """Versions of the tables and prompts that play and score: figures of two versions do not compare."""
-        found = {"labels": default_lookup().version}
+        found = {"labels": self._lookup.version}
         if self._patient_chat is None:
             found["patient"] = self._rules.version
         else:
@@ -184,6 +202,7 @@ class CaregiverDialogues:
         return Caregiver(
             self._judge,
             self._patient(),
+            lookup=self._lookup,
             turns=self._turns,
             short_prompt=self._short_prompt,
             thinking=self._thinking,
@@ -217,7 +236,7 @@ class CaregiverDialogues:
                     short_prompt=self._short_prompt,
                     thinking=self._thinking and not self._short_prompt,
                     words=self._words,
-                    patient=RulesPatient(self._rules),
+                    patient=RulesPatient(self._rules, self._lookup),
                 )
             ]
         return found
@@ -239,7 +258,7 @@ class CaregiverDialogues:
             return found
         assert self._judge_chat is not None
         spoken = [i for i, episode in enumerate(episodes) if episode.turns and episode.turns[0].state]
-        dialogues = [dialogue_of(episodes[i]) for i in spoken]
+        dialogues = [dialogue_of(episodes[i], self._lookup) for i in spoken]
         scored = care_scores(self._judge_chat, dialogues, concurrency=self._judge_width)
         for i, care in zip(spoken, scored, strict=True):
             rubrics = {name: value for name, value in care.rubrics.items() if name != "dialogue"}
@@ -251,11 +270,11 @@ class CaregiverDialogues:
 
     def _patient(self) -> Patient:
         if self._patient_chat is None:
-            return RulesPatient(self._rules)
-        return LLMPatient(self._patient_chat)
+            return RulesPatient(self._rules, self._lookup)
+        return LLMPatient(self._patient_chat, self._lookup)
 
     def _make_judge(self, judge: Who, safety: Who) -> Combined:
-        rules = RuleJudge()
+        rules = RuleJudge(self._lookup)
         chat = self._judge_chat
         model = LLMJudge(chat, concurrency=self._judge_width) if chat is not None else rules
         return Combined(model if judge == "endpoint" else rules, model if safety == "endpoint" else rules)
@@ -282,6 +301,14 @@ def _check_kinds(**options: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if value is not None and not fits(value):
                 raise ValueError(f"{name} is {wanted}, got {value!r}")
+
+
+def _check_version(option: str, path: str | None, table: Rules | Lookup, shipped: Rules | Lookup) -> None:
+    """Refuse a table that is called as the shipped one and is another: records name tables by version."""
+    if table.version == shipped.version and vars(table) != vars(shipped):
+        raise ValueError(
+            f"{option}: {path} differs from the shipped table of version {table.version}; give it another"
+        )
 
 
 def _only(scenarios: Iterable[Scenario], subtypes: Sequence[str]) -> tuple[Scenario, ...]:

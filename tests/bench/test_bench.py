@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from threefold import ISPO
 from threefold.bench import credit, dialogue, page, parts, scaling, step, update
-from threefold.bench.record import QUICK, Cell, Options, read, regressions, write
+from threefold.bench.record import QUICK, Cell, Options, in_both, read, regressions, write
 from threefold.cli import main
 
 TINY = Options(**{**QUICK, "prompt": 24, "completion": 32, "warm_up": 0})
@@ -100,9 +101,26 @@ def test_scaling_moves_one_axis_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_credit_is_measured_on_batches_of_two_sizes() -> None:
-    for cell in credit.measure(TINY):
+    growing = [cell for cell in credit.measure(TINY) if cell.figures]
+    assert [cell.name for cell in growing] == ["GRPO (and ReSkill)", "ISPO", "T²-GRPO"]
+    for cell in growing:
         assert len(cell.seconds) == 2
         assert cell.figures == {"times_as_many_tokens": 16.0}
+
+
+def test_credit_that_is_slower_on_every_batch_is_a_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = credit.measure(TINY)
+    quick = ISPO.assign
+
+    def four_times(self: Any, batch: Any) -> Any:
+        for _ in range(3):
+            quick(self, batch)
+        return quick(self, batch)
+
+    monkeypatch.setattr(ISPO, "assign", four_times)
+    assert any(
+        text.startswith("ISPO beside a sort, credit") for text in regressions(before, credit.measure(TINY))
+    )
 
 
 # Figures, baseline and page
@@ -117,6 +135,20 @@ def test_a_ratio_that_grew_by_more_than_a_tenth_is_a_regression() -> None:
     (text,) = regressions([cell(0.5)], [cell(0.6)])
     assert text == "half, Threefold: 0.600 of TRL's seconds, the baseline has 0.500 (+20%)"
     assert regressions([cell(0.5)], [cell(0.9, "another")]) == []
+
+
+def test_a_cost_that_grows_no_faster_than_the_tokens_is_no_regression() -> None:
+    past, linear, more = (replace(cell(ratio), figures={"times_as_many_tokens": 4.0}) for ratio in (2, 4, 5))
+    assert regressions([past], [linear]) == []
+    assert len(regressions([past], [more])) == 1
+
+
+def test_a_baseline_that_was_not_measured_again_is_told() -> None:
+    compared, missing = in_both([cell(0.5), cell(0.5, "gone")], [cell(0.5), cell(0.5, "new")])
+    assert [(old.name, new.name, arm) for old, new, arm in compared] == [("half", "half", "Threefold")]
+    assert missing == ["gone, Threefold"]
+    other_yardstick = Cell("half", {"another": [1.0], "Threefold": [1.0]})
+    assert in_both([cell(0.5)], [other_yardstick]) == ([], ["half, Threefold"])
 
 
 def test_the_file_holds_cells_machine_load_and_seed(tmp_path: Path) -> None:
@@ -146,12 +178,44 @@ def test_the_command_measures_writes_and_compares(tmp_path: Path, capsys: pytest
     data = json.loads(written.read_text(encoding="utf-8"))
     for one in data["cells"]:  # a past in which the second arm took next to no time
         *_, second = one["seconds"]
-        one["seconds"][second] = [1e-9]
+        one["seconds"][second] = [1e-9 for _ in one["seconds"][second]]
     past = tmp_path / "past"
     past.mkdir()
     (past / "credit.json").write_text(json.dumps(data), encoding="utf-8")
     assert main([*words, "--baseline", str(past)]) == 1
-    assert "slower than the baseline: credit: ISPO, 256 x 1024 tokens" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "credit: 5 ratios held against the baseline, 2 grew by over 10 %" in said.out
+    assert "slower than the baseline: credit: ISPO beside a sort, credit: " in said.err
+    data["cells"][0]["name"] = "Gone"
+    for one in data["cells"]:
+        *_, second = one["seconds"]
+        one["seconds"][second] = [1e9 for _ in one["seconds"][second]]
+    (past / "credit.json").write_text(json.dumps(data), encoding="utf-8")
+    assert main([*words, "--baseline", str(past)]) == 1
+    said = capsys.readouterr()
+    assert "credit: 4 ratios held against the baseline, 0 grew by over 10 %" in said.out
+    assert "not compared: credit: Gone, 256 x 1024 tokens is in the baseline" in said.err
+
+
+def test_standard_output_holds_the_tables_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "update", "--quick", "--warm-up", "0", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("## The update alone")
+    assert "train_runtime" not in said
+    assert "grad_norm" not in said
+
+
+def test_what_would_be_lost_is_said_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, "update", [cell(0.5)], Options(), command="", before="")
+    where = ["--baseline", str(tmp_path), "--output", str(tmp_path)]
+    assert main(["bench", "update", *where]) == 2
+    assert "update.json would be overwritten" in capsys.readouterr().err
+    taken = tmp_path / "file"
+    taken.write_text("", encoding="utf-8")
+    assert main(["bench", "update", "--output", str(taken)]) == 2
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

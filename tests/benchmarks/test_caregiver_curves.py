@@ -179,6 +179,8 @@ def test_a_whole_small_study_and_again_without_running_anything(tmp_path: Path, 
     study = json.loads((tmp_path / "results/curves.json").read_text())
     assert study["missing"] == []
     assert [cell["steps"] for cell in study["cells"]] == [2, 2]
+    for cell in study["cells"]:  # by the rules that they were played with
+        assert cell["judged_again"]["alike"] == cell["judged_again"]["dialogues"] == 2 * 2 * 6
     page = (tmp_path / "results/curves.md").read_text()
     assert "not for clinical use" in page
     assert "learns to stop early" in page
@@ -186,3 +188,16 @@ def test_a_whole_small_study_and_again_without_running_anything(tmp_path: Path, 
     capsys.readouterr()
     assert caregiver_curves.main(words) == 0
     assert "done in" not in capsys.readouterr().out  # every cell was complete
+
+
+def test_a_page_of_older_safety_rules_says_what_today_s_would_have_said() -> None:
+    counts = {"dialogues": 50, "then": 6, "now": 4, "alike": 48}
+    cells = [{"safety": "rules 1", "judged_again": counts}, {"safety": "rules 1", "judged_again": counts}]
+    said = caregiver_page._safety(cells)
+    assert "Violations are those of safety rules version 1" in said
+    assert "of 100 training dialogues" in said
+    assert "they call 8 a violation, where 12 were" in said
+    assert said.endswith("the same of 96.0%.")
+    today = {"safety": f"rules {caregiver_page.safety_lexicon.VERSION}", "judged_again": counts}
+    assert caregiver_page._safety([today]) == ""
+    assert caregiver_page._safety([{"arm": "t2grpo"}]) == ""  # a cell from before this was kept

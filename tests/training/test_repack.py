@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_update import ONE_STEP, gradient, relative_difference, rows_forwarded, some_dead
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
 from threefold import GRPO, ISPO, Speedups
 from threefold.training import repack
 
+REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 EXACT_LOSSES = ("dapo", "cispo", "grpo", "sapo", "dr_grpo")
 
 
@@ -111,6 +113,69 @@ def test_where_it_would_not_be_exact_it_stays_off_and_says_why(build, model_fold
     assert f"speed-up repack is off: {reason}" in caplog.text
     assert "speed-up drop_dead is off: " in caplog.text
     assert relative_difference(expected, gradient(trainer)) < 1e-5  # shared prompts stay on, and exact
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (REENTRANT, "re-entrant gradient checkpointing"),
+        ({"neftune_noise_alpha": 5.0}, "NEFTune's noise differs from row to row"),
+    ],
+    ids=["reentrant", "neftune"],
+)
+def test_prompts_are_not_shared_where_that_is_not_exact(build, caplog, args, reason):
+    with caplog.at_level("INFO", logger="threefold"):
+        trainer = build(args={**ONE_STEP, **args}, speedups=Speedups())
+    assert f"speed-up share_prompts is off: {reason}" in caplog.text
+    assert trainer._speedups == Speedups(share_prompts=False)
+
+
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [3.0] * 4,
+    "original_max_position_embeddings": 8,
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "model"), [(REENTRANT, {}), ({}, {"rope_parameters": LONG_ROPE})], ids=["reentrant", "longrope"]
+)
+def test_no_micro_batch_outgrows_trls_where_rows_are_scored_with_their_own_prompts(
+    build, make_model, args, model
+):
+    """Else memory that holds TRL's micro-batches would not hold ours."""
+    rewards = [float(i % 2) for i in range(16)]
+    trainer = build(
+        args={**ONE_STEP, **args},
+        model=make_model(**model),
+        train_dataset=Dataset.from_list([{"prompt": f"{i}+{i}=" * 15} for i in range(8)]),
+        reward_funcs=lambda completions, **_: rewards,
+        speedups=Speedups(),
+    )
+    trainer.train()
+    parts = [part for part in trainer._buffered_inputs if part]
+    assert sum(len(part["advantages"]) for part in parts) == 16
+    prompt, longest = 60, max(part["completion_ids"].size(1) for part in parts)
+    tokens = [len(part["advantages"]) * (prompt + part["completion_ids"].size(1)) for part in parts]
+    assert max(tokens) <= 4 * (prompt + longest)
+
+
+def test_images_stay_with_their_rows(build, caplog):
+    """TRL lays the patches of all images of a micro-batch in one tensor, whose rows are no episodes."""
+
+    class Processor(ProcessorMixin):
+        def __init__(self) -> None:
+            pass
+
+    trainer = build(args=ONE_STEP)
+    trainer.processing_class = Processor()
+    with caplog.at_level("INFO", logger="threefold"):
+        trainer._speed_up(Speedups())
+    assert "speed-up repack is off: the patches of images are no rows" in caplog.text
+    assert not trainer._speedups.repack
+    assert not trainer._speedups.drop_dead
 
 
 def test_episodes_are_recorded_whole_and_unseen_entropies_are_left_out(build, tmp_path):

@@ -52,6 +52,11 @@ for _name, _rope in CHANGES_WITH_LENGTH.items():
     MODELS[_name] = lambda rope=_rope, length=_length: transformers.LlamaForCausalLM(
         transformers.LlamaConfig(**{**SIZES, **length}, rope_parameters=dict(rope))
     )
+SCALED = {**CHANGES_WITH_LENGTH["longrope"], "rope_type": "default", "llama_4_scaling_beta": 0.1}
+MODELS["ministral3"] = lambda: transformers.Ministral3ForCausalLM(
+    transformers.Ministral3Config(**SIZES, head_dim=8, rope_parameters=dict(SCALED))
+)
+"""Queries grow where a token stands beyond 24 columns, its padding counted."""
 PROMPTS, GROUP, PROMPT, COMPLETION = 3, 4, 20, 10
 
 
@@ -219,7 +224,7 @@ def test_a_row_that_scores_nothing():
     compared("llama", rows)
 
 
-@pytest.mark.parametrize("kind", CHANGES_WITH_LENGTH)
+@pytest.mark.parametrize("kind", [*CHANGES_WITH_LENGTH, "ministral3"])
 def test_rows_beyond_the_length_where_the_rotation_changes_are_left_to_trl(kind):
     short = batch(prompt=14)  # 24 columns
     assert compared(kind, short) < short["input_ids"].numel()

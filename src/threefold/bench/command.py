@@ -6,12 +6,13 @@ import argparse
 import difflib
 import gc
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
 from threefold.bench import credit, dialogue, page, scaling, step, update
-from threefold.bench.record import QUICK, Cell, Options, load_average, read, regressions, write
+from threefold.bench.record import QUICK, Cell, Options, in_both, load_average, read, regressions, write
 
 BENCHES: dict[str, ModuleType] = {
     "update": update,
@@ -26,12 +27,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what the command line asks for.
 
     Returns:
-        The exit status: 1 where a ratio is worse than the baseline's, else 0.
+        The exit status: 1 where a ratio is worse than the baseline's, or one of these was not measured.
 
     Raises:
-        ValueError: There is no such bench, an option is out of range, or the baseline is of another bench or
-            was measured with other options.
+        ValueError: There is no such bench, an option is out of range, or the baseline is of another bench,
+            was measured with other options, or would be overwritten.
         FileNotFoundError: The baseline has no figures of a bench that was run.
+        OSError: The output folder cannot be made.
     """
     if arguments.list:
         for name, bench in BENCHES.items():
@@ -44,18 +46,28 @@ def run(arguments: argparse.Namespace) -> int:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"there is no bench {name!r}{hint} (choose from {', '.join(BENCHES)})")
     options = options_of(arguments)
-    baseline = {name: _baseline(arguments.baseline, name, options) for name in names}
+    baseline = {name: _baseline(arguments.baseline, name, options, arguments.output) for name in names}
     if arguments.baseline is not None and not any(baseline.values()):
         of_bench = read(arguments.baseline)["bench"]
         raise ValueError(f"the baseline {arguments.baseline} is of {of_bench}, not of {', '.join(names)}")
+    arguments.output.mkdir(parents=True, exist_ok=True)  # better now than after an hour of measuring
     worse: list[str] = []
     for name in names:
         cells = _measured(name, options, arguments.output)
         if (old := baseline[name]) is not None:
-            worse += [f"{name}: {text}" for text in regressions(old, cells)]
+            worse += _held_against(old, cells, name)
     for text in worse:
-        print(f"slower than the baseline: {text}", file=sys.stderr)
+        print(text, file=sys.stderr)
     return 1 if worse else 0
+
+
+def _held_against(old: Sequence[Cell], cells: Sequence[Cell], name: str) -> list[str]:
+    """What is wrong with a bench beside its baseline, in words; how many ratios were compared is printed."""
+    compared, missing = in_both(old, cells)
+    slower = [f"slower than the baseline: {name}: {text}" for text in regressions(old, cells)]
+    print(f"{name}: {len(compared)} ratios held against the baseline, {len(slower)} grew by over 10 %\n")
+    gone = [f"not compared: {name}: {text} is in the baseline and was not measured" for text in missing]
+    return slower + gone
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -84,7 +96,7 @@ def _measured(name: str, options: Options, output: Path) -> list[Cell]:
     return cells
 
 
-def _baseline(path: Path | None, name: str, options: Options) -> list[Cell] | None:
+def _baseline(path: Path | None, name: str, options: Options, output: Path) -> list[Cell] | None:
     if path is None:
         return None
     file = path / f"{name}.json" if path.is_dir() else path
@@ -95,6 +107,11 @@ def _baseline(path: Path | None, name: str, options: Options) -> list[Cell] | No
     data = read(file)
     if data["bench"] != name:
         return None
+    if file.resolve() == (output / f"{name}.json").resolve():
+        raise ValueError(
+            f"the baseline {file} would be overwritten, and what is slower today be tomorrow's baseline; "
+            "name another folder with --output"
+        )
     # The batches of `credit` are the same whatever is asked for.
     differences = [] if name == "credit" else options.differences(data["options"])
     if differences:

@@ -81,7 +81,7 @@ def table(cells: Sequence[Cell]) -> list[str]:
             row += ["", ""] if first else [_spread(ratios), f"{1 / middle:.2f}"]
             for name, shown in (("gradients_apart", gradients), ("times_as_many_tokens", tokens)):
                 if shown:
-                    row.append("" if first else f"{cell.figures.get(name, float('nan')):.2g}")
+                    row.append("" if first or name not in cell.figures else f"{cell.figures[name]:.2g}")
             lines.append(_row(row))
     return lines
 

@@ -132,20 +132,30 @@ def step_watch() -> tuple[Any, Stopwatch]:
     return StepWatch(), watch
 
 
+def without_log(trainer: Any) -> None:
+    """Let a trainer print no log: standard output is for the tables."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
 Turn = Callable[[], Mapping[str, float]]
 """One turn of an arm; its seconds in all under "" and those of its parts under their names."""
 
 
-def take_turns(arms: Mapping[str, Turn], options: Options) -> tuple[dict[str, Any], dict[str, Any]]:
+def take_turns(
+    arms: Mapping[str, Turn], options: Options, *, told: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Let arms take turns, in changing order; seconds by arm, and of the parts by arm. Each turn is told on
-    standard error."""
+    standard error, where that is wanted."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     parts: dict[str, dict[str, list[float]]] = {name: {} for name in arms}
     for number in range(options.warm_up + options.rounds):
         for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
             taken = arms[name]()
             kind = "warm-up" if number < options.warm_up else f"round {number - options.warm_up + 1}"
-            print(f"{kind}, {name}: {taken['']:.3g} s", file=sys.stderr, flush=True)
+            if told:
+                print(f"{kind}, {name}: {taken['']:.3g} s", file=sys.stderr, flush=True)
             if number < options.warm_up:
                 continue
             seconds[name].append(taken[""])

@@ -60,6 +60,7 @@ def _plain(method: str, options: Options) -> parts.Turn:
         callbacks=[callback],
         **special,
     )
+    parts.without_log(trainer)
 
     def turn() -> Mapping[str, float]:
         trainer.train()
@@ -98,6 +99,7 @@ def _ours(method: str, options: Options) -> parts.Turn:
         speedups=Speedups(),
         **special,
     )
+    parts.without_log(trainer)
 
     def turn() -> Mapping[str, float]:
         trainer.train()

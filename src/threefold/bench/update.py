@@ -84,6 +84,7 @@ class _Arm:
             callbacks=[callback, KeepGradient()],
             **ours,
         )
+        parts.without_log(self._trainer)
 
     def __call__(self) -> Mapping[str, float]:
         self._trainer.train()

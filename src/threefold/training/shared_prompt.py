@@ -37,6 +37,8 @@ _ATTENTION = ("sdpa", "eager")
 _ROTARY = ("rope_parameters", "rope_theta", "rope_scaling")
 _BY_LENGTH = ("dynamic", "longrope")
 """Rotations whose frequencies depend on how long the forwarded rows are."""
+_SCALED_BY_PLACE = "llama_4_scaling_beta"
+"""Grows the queries of tokens that stand beyond a model's original context, padding counted (Ministral 3)."""
 _NORMED_ONCE_ROTATED = ("hunyuan_v1_dense",)
 """Models that weigh the channels of queries and keys after the rotation, so that where a row stands counts,
 and not only how far its tokens are apart."""
@@ -124,12 +126,12 @@ def _may_keep_keys(model: Any) -> bool:
 
 
 def rotated_alike(config: Any) -> float:
-    """Most columns, padding included, up to which a token is rotated alike however many columns are forwarded
-    with it."""
+    """Most columns, padding included, up to which a token is rotated and scaled alike, however many columns
+    are forwarded with it and wherever its row begins."""
     rope = getattr(config, "rope_parameters", None) or {}
     # One rotation for all layers, or one for each kind of them.
     of_layers = [rope, *(one for one in rope.values() if isinstance(one, dict))]
-    by_length = [one for one in of_layers if one.get("rope_type") in _BY_LENGTH]
+    by_length = [one for one in of_layers if one.get("rope_type") in _BY_LENGTH or one.get(_SCALED_BY_PLACE)]
     lengths = [one.get("original_max_position_embeddings") for one in by_length]
     known = [length for length in lengths if length is not None]
     return min([*known, config.max_position_embeddings]) if by_length else math.inf

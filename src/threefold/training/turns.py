@@ -31,6 +31,8 @@ class EpisodeTurns:
     """The environment raised: the episode counts in no figure but this."""
     unscored: bool
     """The environment did not fail, and yet a reward channel has no score."""
+    unjudged: bool
+    """No channel has one, and no violation is known: nobody can say that it broke no rule."""
 
 
 def episode_turns(trajectory: Trajectory) -> EpisodeTurns:
@@ -39,6 +41,7 @@ def episode_turns(trajectory: Trajectory) -> EpisodeTurns:
     before = (trajectory.opening.state, *(turn.state for turn in turns))[: len(turns)]
     known = violation is not None and 0 <= violation.turn < len(turns)
     failed = trajectory.ended.startswith("error")
+    scores = trajectory.rewards.values()
     return EpisodeTurns(
         rewards=tuple(dict(turn.rewards) for turn in turns),
         states=tuple(dict(state) for state in before),
@@ -46,7 +49,8 @@ def episode_turns(trajectory: Trajectory) -> EpisodeTurns:
         opening=dict(trajectory.opening.state),
         last=next((dict(turn.state) for turn in reversed(turns) if turn.state), {}),
         failed=failed,
-        unscored=not failed and any(value is None for value in trajectory.rewards.values()),
+        unscored=not failed and any(value is None for value in scores),
+        unjudged=violation is None and bool(scores) and all(value is None for value in scores),
     )
 
 
@@ -57,7 +61,8 @@ def episode_figures(episodes: Sequence[EpisodeTurns]) -> dict[str, float]:
     if not played:
         return figures
     figures["episodes/unscored"] = _mean([float(e.unscored) for e in played])
-    figures["episodes/violations"] = _mean([float(e.violation_turn is not None) for e in played])
+    if judged := [episode for episode in played if not episode.unjudged]:
+        figures["episodes/violations"] = _mean([float(e.violation_turn is not None) for e in judged])
     for place, states in (("first", [e.opening for e in played]), ("last", [e.last for e in played])):
         for name in dict.fromkeys(name for state in states for name in state):
             figures[f"episodes/{place}/{name}"] = _mean([state[name] for state in states if name in state])

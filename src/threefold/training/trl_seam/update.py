@@ -4,12 +4,14 @@ computes anyway."""
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import ProcessorMixin
 
 from threefold.credit.importance import Importance, figures, ratios
 from threefold.credit.normalise import group_max
@@ -52,6 +54,8 @@ class UpdateSeam(ScoringSeam):
     _rows_to_observe = sys.maxsize
     _watched_shape: tuple[int, ...] = (0, 0)
     _speedups: Speedups | None = None
+    _widest_shared = math.inf
+    """Columns beyond which a forward is TRL's own, so that each row has its prompt to itself."""
     _buffered_inputs: Any
     importance: Importance | None = None
     """How advantages are weighed where another engine sampled; None does not."""
@@ -68,9 +72,15 @@ class UpdateSeam(ScoringSeam):
             "repack": repack.why_not(self.args, auxiliary_loss=self.aux_loss_enabled),
             "drop_dead": repack.why_not_dropped(self.args, kl_on_dead_groups=self.kl_on_dead_groups),
         }
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if sharded:
+        checkpointing = self.args.gradient_checkpointing_kwargs or {}
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             refused["share_prompts"] = "a sharded model is scored by one forward"
+        elif self.args.gradient_checkpointing and checkpointing.get("use_reentrant") is not False:
+            refused["share_prompts"] = "re-entrant gradient checkpointing gives keys and values no gradient"
+        elif self.args.neftune_noise_alpha is not None:
+            refused["share_prompts"] = "NEFTune's noise differs from row to row"
+        if isinstance(self.processing_class, ProcessorMixin):
+            refused["repack"] = "the patches of images are no rows, so rows cannot be taken with theirs"
         per_update = self.args.gradient_accumulation_steps
         if self.args.steps_per_generation % per_update and per_update % self.args.steps_per_generation:
             refused["repack"] = "an update takes micro-batches of two generation batches"
@@ -82,6 +92,7 @@ class UpdateSeam(ScoringSeam):
             logger.info("speed-up drop_dead is off: rows are left out where an update is repacked")
             wanted = replace(wanted, drop_dead=False)
         self._speedups = wanted
+        self._widest_shared = shared_prompt.rotated_alike(inner.config.get_text_config())
         if wanted.share_prompts:
             for scored in (inner, *self._frozen_models()):
                 if shared_prompt.why_not(scored) is None:
@@ -105,7 +116,7 @@ class UpdateSeam(ScoringSeam):
                 update,
                 loss_type=self.loss_type,
                 drop_dead=wanted.drop_dead,
-                shared=wanted.share_prompts,
+                shared=wanted.share_prompts and self._columns(update[0]) <= self._widest_shared,
                 agree=self._agree_on_rows if self.accelerator.num_processes > 1 else None,
                 row_number=ROW,
                 without_kl=WITHOUT_KL,
@@ -115,6 +126,11 @@ class UpdateSeam(ScoringSeam):
         if watched:
             self._rows_to_observe = sum(int((rows >= 0).sum()) for rows in watched)
         return repacked[self._step % len(repacked)]
+
+    @staticmethod
+    def _columns(part: dict[str, Any]) -> int:
+        """Tokens of a micro-batch's rows, padding included."""
+        return int(part["prompt_ids"].size(1) + part["completion_ids"].size(1))
 
     def _agree_on_rows(self, counts: list[int]) -> list[int]:
         """The largest row count of any process, micro-batch by micro-batch."""
