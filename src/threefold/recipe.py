@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from threefold.credit.losses import check_loss
 from threefold.recipe_credit import METHODS, OUTCOME, Credit, build_credit
 from threefold.recipe_skills import Skills
+from threefold.recipe_training import Training
 
 __all__ = [
     "OUTCOME",
@@ -148,91 +149,6 @@ class WarmStart(_Part):
     """Put dialogues of about the same length into one update: less padding, batches that are less mixed."""
 
 
-class Speedups(_Part):
-    """The same gradient for less; see docs/speed.md. One that would not be exact stays off and says why."""
-
-    share_prompts: bool = True
-    """Score a prompt once for all its episodes, and no padding."""
-    repack: bool = True
-    """Sort the rows of an update and fill its micro-batches by tokens."""
-    drop_dead: bool = True
-    """Where rows are repacked, leave out those without an advantage."""
-
-
-class DynamicSampling(_Part):
-    """Replace groups whose outcomes are all equal (DAPO, arXiv 2503.14476)."""
-
-    max_rounds: int = Field(3, ge=1)
-    """How often a step replaces its dead groups at most."""
-    max_episodes: int | None = Field(None, ge=1)
-    """Stop training after the step in which so many episodes were generated, those thrown away included."""
-
-
-class Vllm(_Part):
-    """The engine of `training.sampler: vllm`: vLLM on a CPU, in the training process."""
-
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Of the engine's copy of the weights."""
-    cache_gib: float = Field(1.0, gt=0)
-    """Memory of its keys and values."""
-    max_model_len: int | None = Field(None, ge=1)
-    """Most tokens of a prompt with its completion; None is the model's context, or what the cache holds."""
-
-
-class Training(_Part):
-    """The optimisation. Batch sizes in TRL's own terms are derived; see `batch.BatchPlan`."""
-
-    steps: int = Field(100, ge=1)
-    prompts_per_step: int = Field(8, ge=1)
-    group_size: int = Field(8, ge=2)
-    micro_batch: int = Field(16, ge=1)
-    """Episodes forwarded at once on each process, at most; the largest divisor is taken."""
-    updates_per_step: int = Field(1, ge=1)
-    """Optimizer updates made on each generation batch (mini-batches)."""
-    learning_rate: float = Field(1e-6, gt=0)
-    lr_scheduler: str = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    kl: float = Field(0.0, ge=0)
-    """TRL's beta; 0 loads no reference model."""
-    kl_on_dead_groups: bool = True
-    """Whether the KL term acts on groups without any advantage too, as in TRL."""
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.28, gt=0)
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
-    """TRL's loss_type."""
-    ratio: Literal["token", "sequence"] = "token"
-    """TRL's importance_sampling_level."""
-    temperature: float = Field(1.0, gt=0)
-    max_completion_tokens: int = Field(256, ge=1)
-    mask_truncated: bool = False
-    gradient_checkpointing: bool = False
-    save_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0 saves one at the end."""
-    keep_checkpoints: int = Field(2, ge=1)
-    sampler: Literal["auto", "threefold", "threefold-bf16", "vllm", "trl"] = "auto"
-    """Who generates. "threefold" prefills each prompt once for its whole group and drops finished rows;
-    "threefold-bf16" does so with a copy of the policy in bf16; "vllm" is vLLM on a CPU; "trl" is TRL's own
-    path (transformers, continuous batching, vLLM on accelerators). "auto" is "trl" with TRL's vLLM or
-    continuous batching, DeepSpeed or FSDP, else "threefold"."""
-    importance: Literal["token", "sequence", "off"] = "token"
-    """With "threefold-bf16" and "vllm", which sample from weights of their own: weigh advantages by the ratio
-    of policy and engine, for each token or episode."""
-    importance_cap: float = Field(3.0, ge=1)
-    """Largest such ratio."""
-    vllm: Vllm = Field(default_factory=Vllm)
-    dynamic_sampling: DynamicSampling | None = None
-    """Replace dead groups by groups of other prompts; None leaves them."""
-    signals_every: int = Field(0, ge=0)
-    """Measure entropies for the diagnostics every so many steps where the method does not need them."""
-    speedups: Speedups = Field(default_factory=Speedups)
-    signals_base: bool = False
-    """Score the frozen initial model too at these steps: entropy on critical tokens, for every method."""
-    trl: dict[str, Any] = Field(default_factory=dict)
-    """Any other field of TRL's GRPOConfig, by its own name (use_vllm, deepspeed, fsdp, report_to, ...)."""
-
-
 class Evaluation(_Part):
     """Held-out success before and after training, and in between."""
 
@@ -308,7 +224,23 @@ class Recipe(_Part):
 
     def to_yaml(self) -> str:
         """The complete recipe, every default written out; reading it back gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-5 as text; people who train mean a number. Text is what stands in quotes."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes what `_Loader` would take for a number."""
+
+
+for _resolves in (_Loader, _Dumper):
+    _resolves.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+\Z"),
+        "-+.0123456789",
+    )
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -328,7 +260,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         hint = f"; did you mean {path.parent / close[0]}.yaml?" if close else hint
         raise RecipeError(f"no recipe at {path}{hint}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
@@ -371,26 +303,12 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override {override!r}: {name} holds a value, not a section")
         node = child
     try:
-        node[last] = _number(yaml.safe_load(text))
+        node[last] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(
             f"override {override!r} is not valid YAML after its first '='; quote it for the shell where it "
             f"has spaces, as in 'model.lora={{r: 8, alpha: 16}}': {error}"
         ) from error
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-5 as text; people who train mean a number."""
-    if isinstance(value, Mapping):
-        return {key: _number(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_number(inner) for inner in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _explain(problem: Any) -> str:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from four_tokens import batch_of, rows
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ispo_estimator import batch_of, rows
 from torch import Tensor
 
 from threefold.credit import CreditBatch, Signals

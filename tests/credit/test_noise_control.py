@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from four_tokens import batch_of
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ispo_estimator import batch_of
 
 from threefold.credit.ispo import ISPO
 from threefold.credit.noise_control import gaussian, generator, shuffled

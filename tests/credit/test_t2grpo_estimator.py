@@ -50,6 +50,15 @@ def test_where_turns_make_no_difference_the_answer_is_one_number_an_episode():
     torch.testing.assert_close(T2GRPO(turns=()).assign(plain).values, expected)
 
 
+def test_no_trajectory_channel_is_not_all_of_them():
+    answer = T2GRPO(trajectory=()).assign(batch_of())
+    assert (answer.episode_signals["trajectory_credit"] == 0).all()
+    torch.testing.assert_close(
+        answer.reward_B, torch.where(MASK, TURNS["D"] + TURNS["R"], 0).sum(dim=1) - 5 * VIOLATION.float()
+    )
+    T2GRPO(trajectory=(), veto=3.0).check(["goal", "fit", "term"], 4)  # more than the two turn channels
+
+
 def test_figures():
     figures = T2GRPO().assign(batch_of()).metrics
     assert figures["turns/violations"] == 0.25

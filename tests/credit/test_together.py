@@ -14,8 +14,11 @@ from threefold.credit import Advantages, CreditBatch
 from threefold.credit.dr_grpo import DrGRPO
 from threefold.credit.grpo import GRPO
 from threefold.credit.ispo import ISPO
+from threefold.credit.lens import LENS
 from threefold.credit.losses import check_loss
+from threefold.credit.named_skills import NamedSkills
 from threefold.credit.ngrpo import NGRPO
+from threefold.credit.outcomes import given_credit
 from threefold.credit.together import Together
 from threefold.credit.turn_trajectory import T2GRPO
 
@@ -155,3 +158,23 @@ def test_what_does_not_add_up_is_refused() -> None:
         Together({"grpo": GRPO()}, {"ngrpo": 1.0})
     with pytest.raises(ValueError, match="weight of ngrpo"):
         Together({"grpo": GRPO(), "ngrpo": NGRPO()}, {"grpo": 1.0, "ngrpo": 0.0})
+
+
+@pytest.mark.parametrize(("weight", "veto"), [(0.01, 18.0), (0.35, 18.0), (0.7, 18.0)])
+def test_a_weight_that_floats_round_lets_no_veto_slip(weight: float, veto: float) -> None:
+    """float32 rounds weight x veto otherwise than Python, so the product is not what is compared."""
+    batch = dialogues([[1, 0], [0, 0], [2, 1], [0, 1]], [0.0, 1.0, 2.0, 3.0], [False, False, True, False], 4)
+    blame = Says(torch.tensor([-40.0, 0.0, 0.0, 0.0]))
+    both = Together(
+        {"says": blame, "t2grpo": T2GRPO(turns=("D",), veto=veto)}, {"says": 1.0, "t2grpo": weight}
+    )
+    values = both.assign(batch).values
+    assert values[2].max() < values[[0, 1, 3]].min()
+
+
+def test_each_method_may_have_an_outcome_of_its_own_that_nothing_else_ranks() -> None:
+    weights = {"goal": 1.0, "success": 0.0, "honest": 0.0, "watched": 0.0}
+    both = Together({"ispo": ISPO("success"), "lens": LENS("honest")}, {"ispo": 1.0, "lens": 1.0})
+    assert given_credit(weights, both) == ["goal", "success", "honest"]
+    both.check(given_credit(weights, both), 8)
+    assert given_credit(weights, NamedSkills(both)) == ["goal", "success", "honest"]

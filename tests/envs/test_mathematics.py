@@ -234,6 +234,24 @@ def test_a_formula_that_never_ends_is_wrong_and_the_next_one_is_still_compared(t
     assert done.stdout.split() == ["False", "True"]
 
 
+def test_an_answer_that_was_not_waited_for_is_not_the_next_formula_s():
+    """As in a notebook: an interrupt while Math-Verify is at work, and the next formula."""
+    code = (
+        "import signal\n"
+        "from threefold.envs.symbolic import same_formula as same\n"
+        "same('1', 'x')  # the child has started\n"
+        "signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.5)\n"
+        "try:\n"
+        "    print(same('9^{9^9}', '3'))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+        "print(same('1+x', 'x+1'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["interrupted", "True"]
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="the development data of ../shared/data/math are absent")
 @pytest.mark.parametrize("name", ["asdiv", "math500", "olympiadbench", "gsm8k_test"])
 def test_every_gold_answer_is_its_own_answer_and_not_the_next_ones(name):

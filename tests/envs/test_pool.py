@@ -274,3 +274,43 @@ def test_what_cannot_work_is_refused() -> None:
         pytest.raises(EnvironmentFailed, match="unexpected keyword argument 'meting'"),
     ):
         opened(pool)
+
+
+def test_an_answer_that_was_not_waited_for_is_never_another_episodes():
+    """As in a notebook: an interrupt while the pool waits, and the pool is used on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with EnvironmentPool(Slow, workers=1) as pool:
+            environment = pool()
+            environment.reset(Task("first"), 0, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                environment.step("late")
+            environment.close()
+            other = pool()
+            assert other.reset(Task("second"), 0, 0).messages[0]["content"] == "second"
+            assert other.step("now").action == "now"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Slow:
+    """Answers what it is told, "late" after a second."""
+
+    def reset(self, task: Task, seed: int, member: int) -> Observation:
+        return Observation(messages=({"role": "user", "content": task.id},))
+
+    def step(self, action_text: str) -> Observation:
+        time.sleep(1.0 if action_text == "late" else 0.0)
+        return Observation(action=action_text)
+
+    def score(self, episodes: Sequence[Any]) -> Sequence[EpisodeScore]:
+        return [EpisodeScore({}) for _ in episodes]
+
+    def close(self) -> None:
+        pass

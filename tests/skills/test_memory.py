@@ -87,3 +87,22 @@ def test_an_agent_sees_what_is_like_its_task_and_nothing_of_the_rest() -> None:
 def test_showing_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="retrieve 0 shows no skill"):
         Settings(retrieve=0)
+
+
+def test_a_task_whose_words_no_skill_may_hold_is_remembered_in_words_that_it_may() -> None:
+    """One odd opening must not lose what was learnt of the others."""
+    odd = replace(solved("lamp", "open red"), task="-= Kitchen =--- \x07 <b>stove</b>\nYou see --- nothing.")
+    said = solved("coat", "ask\x07 --- me", "open\u2028blue")
+    operations = MemoryCreator()(evidence(odd, said)).operations
+    assert {operation.name for operation in operations} == {"memory-lamp", "memory-coat"}
+    apply(Bank(), operations, "v1")
+
+
+def test_tasks_whose_names_are_long_or_alike_have_a_memory_each() -> None:
+    place = "pick-and-place-simple-into-the-drawer-of-the-desk-by-the-window-trial-"
+    tasks = [f"{place}{n}" for n in range(3)] + ["find lamp", "find_lamp"]
+    operations = MemoryCreator()(evidence(*(solved(task, f"ask {task}") for task in tasks))).operations
+    assert len({operation.name for operation in operations}) == len(tasks)
+    bank = apply(Bank(), operations, "v1")
+    again = MemoryCreator()(evidence(*(solved(task, f"ask {task}") for task in tasks), bank=bank))
+    assert again.operations == ()

@@ -221,3 +221,15 @@ def test_a_placebo_passes_the_gate_and_says_nothing_of_the_task() -> None:
     assert bank.names[0] == "placebo-2"  # the oldest two made room
     assert PlaceboCreator()(Evidence(9, bank, tuple(entries), ())).operations == ()
     assert not any(word in skill.body for skill in bank.skills for word in ("ask", "open", "key"))
+
+
+def test_several_additions_make_room_for_each_of_them() -> None:
+    entries = [e for i in range(4) for e in (
+        episode("ask", "get key", "open", success=True, task=f"t{i}"),
+        episode("open", "get key", "ask", success=False, task=f"t{i}"),
+    )]  # fmt: skip
+    bank = Bank("v1", tuple(Skill(f"old-{i}", "You are at work.", "Go on.") for i in range(3)))
+    creator = OfflineCreator(additions=2, gate=Gate(operations=6))
+    answer = creator(replace(seen(entries, bank), capacity=4))
+    assert [type(o) for o in answer.operations].count(Add) == 2
+    assert len(apply(bank, answer.operations, "v2", capacity=4).skills) == 4

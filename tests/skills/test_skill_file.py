@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threefold.skills.skill import Skill, SkillError, name_problem
+from threefold.skills.skill import Skill, SkillError, name_problem, one_line
 from threefold.skills.skill_file import FIELDS, from_text, read_skill, to_text
 from threefold.skills.triggers import Trigger
 
@@ -188,3 +188,10 @@ def test_a_file_that_is_no_text_or_too_large_is_refused(tmp_path: Path) -> None:
         read_skill(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds a SKILL\.md"):
         read_skill(tmp_path / "none")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from("a -\n\x07\u2028\t<"), max_size=12).map(lambda text: f"x{text}y"))
+def test_any_text_of_others_becomes_a_line_that_a_skill_may_hold(text: str) -> None:
+    Skill("a-name", one_line(text), "")
+    assert one_line("a ----- b") == "a - b"

@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from threefold.cli import main
+from threefold.evaluation.command import _find
+from threefold.training.callbacks import StopOnInterrupt
 
 QUESTIONS = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
 SETTINGS = {
@@ -310,3 +312,20 @@ def test_a_tokenizer_without_a_pad_token_is_padded_with_its_end(recipe, tmp_path
     for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines():
         ids = json.loads(line)["trajectory"]["segments"][0]["token_ids"]
         assert ids.count(1) <= 1
+
+
+def test_a_run_that_goes_on_is_no_longer_what_its_model_was(recipe, tmp_path, monkeypatch):
+    """Stopped again, it is evaluated at its checkpoint and not at the model of the earlier end."""
+    assert main(["train", str(recipe()), "--quiet"]) == 0
+    assert _find(str(tmp_path / "run"), None, [])[1] == str(tmp_path / "run" / "model")
+    ended = StopOnInterrupt.on_step_end
+
+    def interrupted(self: StopOnInterrupt, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return ended(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(StopOnInterrupt, "on_step_end", interrupted)
+    assert main(["train", str(recipe(**{"training.steps": 5})), "--quiet", "--resume"]) == 0
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    assert _find(str(tmp_path / "run"), None, [])[1] == str(newest)

@@ -127,6 +127,16 @@ def test_memory_is_the_sum_of_its_parts(recipe: Callable[..., Any]) -> None:
     assert estimate.total == sum(size for _, size in estimate.table())
 
 
+def test_one_initial_model_serves_signals_and_the_kl_term(recipe: Callable[..., Any]) -> None:
+    from transformers import AutoConfig
+
+    checked = check(recipe(training__kl=0.1, credit__method="ispo-paper"))
+    config = AutoConfig.from_pretrained(checked.prepared.recipe.model.name)
+    estimate = estimate_memory(checked, config, empty_model(config))
+    assert estimate.fixed["reference model (training.kl)"] == 4 * estimate.parameters
+    assert estimate.fixed["frozen initial model (signals)"] == 0
+
+
 def test_adapters_train_few_parameters_and_need_no_copies(recipe: Callable[..., Any]) -> None:
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM

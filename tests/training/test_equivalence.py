@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from same_training import assert_same_training, trained, weights
 from torch import Tensor
 from trl import GRPOTrainer
 
 from threefold import GRPO, ISPO, ThreefoldTrainer
 from threefold.credit import Advantages, CreditBatch, Signals
+from threefold.credit.lens import LENS
+from threefold.credit.named_skills import NamedSkills
 from threefold.credit.reference_answer import ReferenceAnswer
 from threefold.credit.rl_zvp import RLZVP
 from threefold.credit.self_certainty import SelfCertainty
@@ -24,27 +27,6 @@ NOTHING_ADDED = {
     "GRPO": {"credit": GRPO()},
     "ISPO without its terms": {"credit": ISPO("digit", lambda_ifd=0.0, lambda_token=0.0)},
 }
-
-
-def weights(trainer: Any) -> list[Tensor]:
-    return [parameter.detach() for parameter in trainer.model.parameters()]
-
-
-def losses(trainer: Any) -> list[tuple[float, float]]:
-    return [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
-
-
-def assert_same_training(one: Any, other: Any) -> None:
-    assert losses(one) == losses(other)
-    assert len(losses(one)) == one.args.max_steps
-    for a, b in zip(weights(one), weights(other), strict=True):
-        assert torch.equal(a, b)
-
-
-def trained(build: Any, *args: Any, **options: Any) -> Any:
-    trainer = build(*args, **options)
-    trainer.train()
-    return trainer
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
@@ -208,6 +190,15 @@ def test_an_outcome_that_no_reward_function_has_is_refused(build):
         build(credit=ISPO("digits"))
     with pytest.raises(ValueError, match=r"outcome='right' is not among the reward functions \['digit'\]"):
         build(outcome="right")
+
+
+@pytest.mark.parametrize(
+    "credit", [GRPO(), LENS("digit"), NamedSkills(GRPO())], ids=lambda c: type(c).__name__
+)
+def test_a_scale_of_trls_that_would_have_no_effect_is_refused(build, credit):
+    with pytest.raises(ValueError, match=r"scale_rewards='none' has no effect"):
+        build(credit=credit, args={"scale_rewards": "none"})
+    build(credit=NamedSkills(GRPO(scale="none")), args={"scale_rewards": "none"})
 
 
 def test_two_ways_of_playing_episodes_are_refused(build):

@@ -81,6 +81,40 @@ def test_a_resumed_run_measures_again_what_came_after_its_checkpoint(whole, reci
     assert list(map(trained, lines(cut, "held_out"))) == list(map(trained, lines(whole, "held_out")))
 
 
+@pytest.mark.parametrize(
+    "since",
+    [{"evaluation.problems": 2}, {"evaluation.greedy": True}, {"training.temperature": 0.7}],
+    ids=["other tasks", "one mode more", "another temperature"],
+)
+def test_a_resumed_run_that_is_measured_otherwise_gains_where_it_can_be_compared(recipe, tmp_path, since):
+    first = {**HERE, "training.steps": 2, "training.save_every": 1, "evaluation.every": 1}
+    assert main(["train", str(recipe(**first))]) == 0
+    assert main(["train", str(recipe(**{**first, "training.steps": 4, **since})), "--resume"]) == 0
+    summary = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert {entry["mode"] for entry in summary["evaluations"] if entry["when"] == "after"} >= {"sampled"}
+    compared = "evaluation.greedy" in since
+    assert {gain["mode"] for gain in summary["gains"]} == ({"sampled"} if compared else set())
+
+
+def test_problems_that_were_changed_since_have_no_gain(tmp_path, model_folder):
+    data, run, path = tmp_path / "sums.jsonl", tmp_path / "run", tmp_path / "recipe.yaml"
+    rows = [{"question": f"{i}+{j}=", "answer": str(i + j)} for i in range(3) for j in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        f"model: {{name: {model_folder}}}\ndata: {{train: {data}, test: {data}}}\n"
+        "prompt: {style: generic}\n"
+        "training: {steps: 1, prompts_per_step: 2, group_size: 4, max_completion_tokens: 8}\n"
+        f"run: {{dir: {run}, threads: 1}}\n",
+        encoding="utf-8",
+    )
+    assert main(["train", str(path), "--quiet", "evaluation.problems=3"]) == 0
+    words = ["training.steps=2", "evaluation.problems=2", "--resume"]
+    assert main(["train", str(path), "--quiet", *words]) == 0
+    summary = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    assert [entry["problems"] for entry in summary["evaluations"]] == [3, 3, 2, 2]
+    assert summary["gains"] == []
+
+
 def test_the_report_draws_a_curve_a_score_with_its_band(whole):
     page = write_report(whole).read_text(encoding="utf-8")
     assert "Held out, over training" in page

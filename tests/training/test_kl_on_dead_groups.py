@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_repack import ONE_STEP, gradient, relative_difference, rows_forwarded, some_dead
+from one_update import ONE_STEP, gradient, relative_difference, rows_forwarded, some_dead
 from trl import GRPOTrainer
 
 from threefold import GRPO, Speedups

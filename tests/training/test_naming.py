@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
+from skill_parts import QUIET, recipe_writer
 from threefold import GRPO
+from threefold.cli import main
 from threefold.credit.named_skills import NamedSkills
 from threefold.envs.base import EpisodeScore, Observation
 from threefold.rollout.driver import Limits
@@ -132,3 +135,11 @@ def test_training_gives_naming_tokens_their_own_advantage(build, tmp_path: Path)
             if advantage not in (0, episode.outcome_advantage)
         ]
         assert set(texts) == {"a"}
+
+
+def test_a_recipe_may_leave_the_method_without_a_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = recipe_writer(tmp_path, monkeypatch)
+    settings = {"credit.scale": "none", "skills.naming_credit": 1.0, "training.steps": 1}
+    assert main(["train", str(write(**QUIET, **settings)), "--quiet"]) == 0

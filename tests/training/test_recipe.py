@@ -196,3 +196,20 @@ def test_credit_per_token_is_refused_with_sequence_ratios_before_anything_is_loa
 def test_the_recipes_that_ship_are_valid(name: str) -> None:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert isinstance(recipe, Recipe)
+
+
+def test_numbers_in_scientific_notation_are_numbers_and_quoted_ones_are_text(tmp_path):
+    """In keys that take anything too, where nothing else would turn YAML 1.1's text into what was meant."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "training: {trl: {adam_epsilon: 1e-7}}\n"
+        "environment: {name: toy, options: {share: 5e-1, all: [1E3]}}\n"
+        'model: {revision: "7e3"}\n',
+        encoding="utf-8",
+    )
+    recipe = load_recipe(path, ["training.trl.max_steps_per_second=2e3", "environment.options.label='1e5'"])
+    assert recipe.training.trl == {"adam_epsilon": 1e-7, "max_steps_per_second": 2000.0}
+    assert recipe.environment.options == {"share": 0.5, "all": [1000.0], "label": "1e5"}
+    assert recipe.model.revision == "7e3"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe

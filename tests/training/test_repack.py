@@ -9,44 +9,16 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_update import ONE_STEP, gradient, relative_difference, rows_forwarded, some_dead
 from peft import LoraConfig
-from torch import Tensor
 from transformers import ProcessorMixin, TrainerCallback
 from trl import GRPOTrainer
 
-from threefold import GRPO, ISPO, Speedups, ThreefoldTrainer
+from threefold import GRPO, ISPO, Speedups
 from threefold.training import repack
 
-ONE_STEP = {
-    "max_steps": 1,
-    "optim": "sgd",
-    "learning_rate": 1.0,
-    "max_grad_norm": 0.0,
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 4,
-    "steps_per_generation": 4,
-}
-"""One update whose change of the weights is the gradient itself."""
 REENTRANT = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
 EXACT_LOSSES = ("dapo", "cispo", "grpo", "sapo", "dr_grpo")
-
-
-def gradient(trainer: Any) -> list[Tensor]:
-    before = [p.detach().clone() for p in trainer.model.parameters()]
-    trainer.train()
-    return [b - p.detach() for b, p in zip(before, trainer.model.parameters(), strict=True)]
-
-
-def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    difference = sum(float(((a - b) ** 2).sum()) for a, b in zip(one, other, strict=True))
-    return (difference / sum(float((a**2).sum()) for a in one)) ** 0.5
-
-
-def some_dead(completions: list[Any], answer: list[str], **columns: Any) -> list[float]:
-    """Half of the groups get equal rewards, whatever was said."""
-    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-    alive = [int(a) % 2 for a in answer]
-    return [float(len(text) + ord((text or "a")[0])) * a for text, a in zip(texts, alive, strict=True)]
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
@@ -236,20 +208,6 @@ def test_a_step_of_one_dead_row_does_not_confuse_the_next(build, tmp_path):
     trainer = build(args=args, reward_funcs=reward, callbacks=[Alternating()], **options)
     trainer.train()
     assert len((tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()) == 6 * 16
-
-
-def rows_forwarded(trainer: ThreefoldTrainer) -> list[int]:
-    """Rows of every scoring forward with a gradient from now on."""
-    counts: list[int] = []
-    original = trainer._get_per_token_logps_and_entropies
-
-    def counting(model: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            counts.append(len(input_ids))
-        return original(model, input_ids, *args, **kwargs)
-
-    trainer._get_per_token_logps_and_entropies = counting
-    return counts
 
 
 # The regrouping itself

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from resumed import StopAt, figures, weights
 
-from threefold import GRPO, ISPO
+from threefold import GRPO, ISPO, Limits
+from threefold.envs.toy import EchoThenNext
+from threefold.training.play import episode_rewards
 from threefold.training.run_directory import RunDirectory
+from threefold.training.trl_seam import fingerprint
 
 CREDITS = {
     "TRL's own": None,
@@ -19,17 +20,6 @@ CREDITS = {
     "ISPO": ISPO("digit", combine="union"),
     "noise control": ISPO("digit", combine="union", noise_control="shuffle"),
 }
-
-
-class StopAt(TrainerCallback):
-    """Ends the training as a crash between two steps would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-        return control
 
 
 def trainer_in(build: Any, run: RunDirectory, credit: Any, **options: Any) -> Any:
@@ -41,18 +31,6 @@ def trainer_in(build: Any, run: RunDirectory, credit: Any, **options: Any) -> An
         **options.pop("args", {}),
     }
     return build(args=args, credit=credit, answer_format=r"([0-9])", run_dir=run, **options)
-
-
-def figures(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock says."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not k.startswith("time") and k != "step_time"} for line in lines
-    ]
-
-
-def weights(trainer: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -92,3 +70,57 @@ def test_a_base_that_is_not_the_initial_model_is_refused(build, tmp_path, make_m
     other = trainer_in(build, again, ISPO("digit"), model=moved)
     with pytest.raises(ValueError, match=r"frozen base of this trainer is not the one.*initial weights"):
         other.train(resume_from_checkpoint=str(checkpoint))
+
+
+@pytest.mark.parametrize("part", ["an environment alone", "an environment with credit"])
+def test_episodes_go_on_with_the_seeds_that_come_next(build, tmp_path, part):
+    """Also where nothing but the environment is ours: neither a record nor an estimator keeps the count."""
+    begun: list[int] = []
+
+    class Seen(EchoThenNext):
+        def reset(self, task, seed, member):
+            begun.append(seed)
+            return super().reset(task, seed, member)
+
+    def trainer(**options: Any) -> Any:
+        return build(
+            args={
+                "max_steps": 4,
+                "save_strategy": "steps",
+                "save_steps": 2,
+                "max_completion_length": 24,
+                "output_dir": str(tmp_path / "checkpoints"),
+            },
+            environment=Seen,
+            reward_funcs=episode_rewards("echo"),
+            limits=Limits(turns=2, turn_tokens=4, completion_tokens=24),
+            credit=GRPO() if "credit" in part else None,
+            **options,
+        )
+
+    trainer().train()
+    whole, half = list(begun), len(begun) // 2
+    begun.clear()
+    trainer(callbacks=[StopAt(2)]).train()
+    trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-2"))
+    assert begun == whole
+    assert len(set(whole[half:]) & set(whole[:half])) == 0
+
+
+def test_the_fingerprint_of_weights_is_theirs_and_not_the_machines():
+    """Sums of floats depend on how many threads share them, from about ten million numbers on."""
+    torch.manual_seed(0)
+    table, threads = torch.nn.Embedding(20_000, 500), torch.get_num_threads()
+    try:
+        found = set()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.add(fingerprint(table))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+    assert fingerprint(table.to(torch.bfloat16)) is not None
+    before = fingerprint(table)
+    with torch.no_grad():
+        table.weight[7, 3] += 0.01
+    assert fingerprint(table) != before

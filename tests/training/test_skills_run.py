@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import StopAt, weights
+from resumed import StopAt, weights
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from chat_server import Reply, chat_server

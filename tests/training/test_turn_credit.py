@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from echo_play import DIGITS, SayDigits, echo, gradients, played
 from ragged import Ragged
-from test_episodes import DIGITS, SayDigits, echo, gradients, played
-from test_equivalence import assert_same_training, trained
-from test_resume import StopAt, figures, weights
+from resumed import StopAt, figures, weights
+from same_training import assert_same_training, trained
 from trl import GRPOTrainer
 
 from threefold import GDPO, GRPO, MTGRPO, T2GRPO, GiGPO, Limits, SummedGRPO, episode_rewards

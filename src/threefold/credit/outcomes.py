@@ -55,10 +55,11 @@ def same_outcome(outcome_B: Tensor, group_B: Tensor) -> Tensor:
 
 
 def given_credit(weights: Mapping[str, float], credit: Any) -> list[str]:
-    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome.
+    """Names of the reward functions that an estimator sees: those with a weight, and its own outcome
+    (`outcomes`, where it is several methods).
 
     One of weight 0 is watched, for the figures; a method that ranks channels apart must not rank it, and
     where nothing else could be scored it must not stand for a score.
     """
-    own = getattr(credit, "outcome", None)
-    return [name for name, weight in weights.items() if weight != 0 or name == own]
+    own = getattr(credit, "outcomes", None) or (getattr(credit, "outcome", None),)
+    return [name for name, weight in weights.items() if weight != 0 or name in own]

@@ -84,11 +84,10 @@ class SelfCertainty:
         (certainty_BT,) = measured("INTUITOR", batch.signals, "self_certainty_BT")
         certainty_B = self_certainty(certainty_BT, batch.mask_BT).float()
         broken_B = ~certainty_B.isfinite()
+        certainty_B = reward_B = certainty_B.masked_fill(broken_B, torch.nan)
         extrinsic_B = grpo.combine(batch.rewards, batch.weights)
-        reward_B = certainty_B.masked_fill(broken_B, torch.nan)
         if self.outcome_weight:
             reward_B = reward_B + self.outcome_weight * extrinsic_B
-        certainty_B = certainty_B.masked_fill(broken_B, torch.nan)
         metrics = {"self_certainty/non_finite_signals": float(broken_B.sum())}
         if (~broken_B).any():
             metrics["self_certainty/mean"] = float(certainty_B[~broken_B].mean())
@@ -98,7 +97,7 @@ class SelfCertainty:
             reward_B=reward_B,
             metrics=metrics,
             episode_signals={
-                "self_certainty": certainty_B.masked_fill(broken_B, torch.nan),
+                "self_certainty": certainty_B,
                 "reward": reward_B,
             },
             token_signals={"self_certainty": torch.where(batch.mask_BT, certainty_BT, 0)},

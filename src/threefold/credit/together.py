@@ -73,6 +73,12 @@ class Together:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Every method's own."""
+        found = (getattr(method, "outcome", None) for method in self.methods.values())
+        return tuple(name for name in found if name is not None)
+
+    @property
     def needs(self) -> frozenset[Signal]:
         return frozenset().union(*(method.needs for method in self.methods.values()))
 
@@ -97,16 +103,17 @@ class Together:
         if len(answers) == 1 and set(self.weights.values()) == {1.0}:
             return first
         flat = all(answer.values.dim() == 1 for answer in answers.values())
-        parts = {
-            name: self.weights[name] * (answer.values if flat else _spread(answer.values, batch.mask_BT))
+        alone = {
+            name: answer.values if flat else _spread(answer.values, batch.mask_BT)
             for name, answer in answers.items()
         }
+        parts = {name: self.weights[name] * values for name, values in alone.items()}
         weight_of = {name: float(part.abs().sum()) for name, part in parts.items()}
         total = sum(weight_of.values()) or 1.0
         # where two methods measure the same, the leading one is heard: ChainMap asks it first
         return replace(
             first,
-            values=self._vetoed(parts, batch),
+            values=self._vetoed(alone, parts, batch),
             metrics={
                 **ChainMap(*(dict(answer.metrics) for answer in answers.values())),
                 **{f"together/{name}": weight / total for name, weight in weight_of.items()},
@@ -115,8 +122,14 @@ class Together:
             episode_signals=ChainMap(*(dict(answer.episode_signals) for answer in answers.values())),
         )
 
-    def _vetoed(self, parts: Mapping[str, Tensor], batch: CreditBatch) -> Tensor:
-        """The sum of the parts, in which violators have those of vetoing methods alone, below everybody."""
+    def _vetoed(self, alone: Mapping[str, Tensor], parts: Mapping[str, Tensor], batch: CreditBatch) -> Tensor:
+        """The sum of the parts, in which violators have those of vetoing methods alone, below everybody.
+
+        Args:
+            alone: What each method answered: its floor is -veto there, which a weight's rounding would move.
+            parts: The same times the methods' weights.
+            batch: The episodes.
+        """
         values = torch.stack(list(parts.values())).sum(dim=0)
         vetoing = {
             name: veto
@@ -130,7 +143,7 @@ class Together:
         values = torch.where(violator, sum(parts[name] for name in vetoing), values)
         under = torch.zeros_like(violator)
         for name, veto in vetoing.items():  # a veto may begin at the violating turn: the turns before it stay
-            under |= violator & (parts[name] <= -self.weights[name] * veto)
+            under |= violator & (alone[name] <= -veto)
         largest = values[clean].abs().max() if clean.any() else values.new_zeros(())
         return torch.where(under, torch.minimum(values, -(largest + 1)), values)
 

@@ -31,7 +31,7 @@ Not the paper's: `turn_credit` and `ended` (turn_credit.py), `veto_from_turn`, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -249,7 +249,7 @@ class T2GRPO:
     turns: tuple[str, ...] = ("D", "R")
     """Names of the turn channels: the keys of an environment's `Observation.rewards`."""
     trajectory: tuple[str, ...] | None = None
-    """Names of the reward functions that are trajectory channels; all by default."""
+    """Names of the reward functions that are trajectory channels; all by default, () is none."""
     alpha: float = 1.0
     """α, weight of the turn horizon, 0 or more."""
     veto: float | None = 16.0
@@ -337,7 +337,11 @@ class T2GRPO:
                 f"T2GRPO's levels {self.levels} are not one for each of its turns {self.turns}; give as "
                 "many, in the same order"
             )
-        self._check_veto(len(self.trajectory or reward_names), group_size)
+        self._check_veto(len(self._trajectory_of(reward_names)), group_size)
+
+    def _trajectory_of(self, reward_names: Iterable[str]) -> tuple[str, ...]:
+        """The trajectory channels: those that are named, which may be none, else all reward functions."""
+        return tuple(reward_names) if self.trajectory is None else self.trajectory
 
     def _levels(self, batch: CreditBatch) -> dict[str, Tensor]:
         """(B, K) by turn channel, the level before each turn."""
@@ -354,7 +358,7 @@ class T2GRPO:
                 episodes over the veto.
         """
         channels, mask_BK = turns.channels(batch, self.turns)
-        names = self.trajectory or tuple(batch.rewards)
+        names = self._trajectory_of(batch.rewards)
         scores = {name: batch.rewards[name] for name in names}
         inputs: Inputs = (scores, channels, mask_BK, turns.violations(batch), batch.group_B)
         comparison: dict[str, Any] = {
@@ -399,10 +403,9 @@ class T2GRPO:
                 figures["turns/noise_moved"] = float((values_BK != own_BK)[mask_BK].float().mean())
         perf_B, turn_BK = parts(*inputs, violation_as_channel=self.veto is None, **comparison)
         by_turn = self.horizons == "dual" and self.alpha != 0 and len(self.turns) > 0
-        from_turn = self.veto_from_turn and batch.turn_mask_BK is not None
         return turns.credited(
             batch,
-            values_BK if by_turn or from_turn else values_BK[:, 0],
+            values_BK if by_turn or self.veto_from_turn else values_BK[:, 0],
             reward_B=turns.plain_sum(batch, self.turns, self.violation_penalty, names=names),
             figures=figures,
             episode_signals={"trajectory_credit": perf_B},

@@ -251,6 +251,9 @@ class _Slot:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_GOODBYE)
             how = f"ended {_exit_words(process.returncode)} {when}"
+        except KeyboardInterrupt:  # its answer would be taken for the next one's
+            self._bury()
+            raise
         self.lost += 1
         self._bury()
         text = f"the environments' process {process.pid} {how}; a new one takes its place"

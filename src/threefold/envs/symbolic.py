@@ -58,6 +58,10 @@ def _ask(predicted: str, gold: str) -> bool:
         BrokenPipeError
     ):  # it died since the last call, for instance by a signal to the whole process group
         reply = ""
+    except KeyboardInterrupt:  # its answer would be taken for the next formula's
+        process.kill()
+        _child = None
+        raise
     if not reply:
         process.wait()
         _child = None

@@ -272,9 +272,9 @@ def _find(name: str, problems: str | None, overrides: Sequence[str]) -> tuple[Re
     recipe = load_recipe(path / "config.yaml", overrides)
     if (path / "model").is_dir():
         return recipe, str(path / "model")
-    checkpoints = sorted(
-        (path / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2])
-    )
+    # The trainer's state is written last, so a checkpoint that has it is whole.
+    states = (path / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    checkpoints = sorted((p.parent for p in states), key=lambda p: int(p.name.rpartition("-")[2]))
     if not checkpoints:
         raise RecipeError(
             f"{path} is a run directory without a model or a checkpoint; let the run finish a save"

@@ -34,7 +34,7 @@ from threefold.skills.assertions import Assertion
 from threefold.skills.bank import Add, Bank, Delete, Modify, Operation, edited, kebab
 from threefold.skills.creator import Creation, Evidence, Gate
 from threefold.skills.reservoir import Experience
-from threefold.skills.skill import Skill, name_problem
+from threefold.skills.skill import Skill, name_problem, one_line
 from threefold.skills.triggers import KINDS, Trigger, trigger_problem
 
 Chat = Callable[[Sequence[Mapping[str, str]]], str]
@@ -203,7 +203,7 @@ class _Cycle:
             trigger = self._trigger(entry, Trigger())
             skill = Skill(
                 name,
-                _line(_text(entry, "when_to_use")),
+                one_line(_text(entry, "when_to_use")),
                 _body(entry, ""),
                 trigger,
                 created_step=self.evidence.step,
@@ -217,7 +217,7 @@ class _Cycle:
         return Modify(
             edited(
                 old,
-                description=_line(str(entry.get("when_to_use") or old.description)),
+                description=one_line(str(entry.get("when_to_use") or old.description)),
                 body=_body(entry, old.body),
                 trigger=self._trigger(entry, old.trigger),
             ),
@@ -313,10 +313,6 @@ def _list(data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return value
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split()).replace("---", "-")
-
-
 def _body(entry: Mapping[str, Any], old: str) -> str:
     """Action and examples as Markdown; what is not given keeps its lines of the old body."""
     lines = old.splitlines()
@@ -329,4 +325,4 @@ def _body(entry: Mapping[str, Any], old: str) -> str:
         examples = [examples] if isinstance(examples, str) else examples
         if not isinstance(examples, list) or not all(isinstance(example, str) for example in examples):
             raise ValueError("examples must be a list of texts")
-    return "\n".join([action.strip(), *(f"- {_line(e)}" for e in examples if e.strip())]).strip()
+    return "\n".join([action.strip(), *(f"- {one_line(e)}" for e in examples if e.strip())]).strip()

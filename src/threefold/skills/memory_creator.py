@@ -11,12 +11,13 @@ What a memory says of one task need not hold for another; a skill that was disti
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from threefold.skills.bank import Add, Bank, Delete, Modify, Operation, edited, kebab
 from threefold.skills.creator import Creation, Evidence
 from threefold.skills.reservoir import Experience
-from threefold.skills.skill import Skill
+from threefold.skills.skill import NAME_LIMIT, Skill, one_line
 
 OPENING = 300
 """Characters of a task's opening that are kept, its first ones."""
@@ -50,14 +51,24 @@ class MemoryCreator:
 
 def remembered(experience: Experience) -> Skill:
     """The entry of an episode that succeeded."""
-    task = " ".join(experience.task.split())[:OPENING]
-    task = task.replace("<", "(").replace(">", ")")
+    task = one_line(experience.task)[:OPENING].strip().replace("<", "(").replace(">", ")")
+    actions = [action for said in experience.actions if (action := one_line(said))]
     return Skill(
-        kebab(f"memory-{experience.task_id}"),
-        f"Your task is like this one: {task}",
-        f"These actions solved it.\n- DO: {', '.join(action for action in experience.actions if action)}",
+        _name(experience.task_id),
+        f"Your task is like this one: {task}".strip(),
+        f"These actions solved it.\n- DO: {', '.join(actions)}".strip(),
         created_step=experience.step,
     )
+
+
+def _name(task_id: str) -> str:
+    """A name for each task: where its id cannot be read off a skill's name, a digest tells it from others."""
+    whole = f"memory-{task_id}"
+    name = kebab(whole)
+    if name == whole:
+        return name
+    digest = hashlib.sha256(task_id.encode()).hexdigest()[:8]
+    return f"{name[: NAME_LIMIT - len(digest) - 1].strip('-')}-{digest}"
 
 
 def _change(bank: Bank, skill: Skill) -> Operation | None:

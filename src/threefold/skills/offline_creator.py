@@ -81,11 +81,12 @@ class OfflineCreator:
         )
 
     def _with_room(self, evidence: Evidence, operations: list[Operation]) -> list[Operation]:
-        """The bundle, with a deletion of the skill of least use where the bank would be too full."""
-        kept = len(evidence.bank.skills) - sum(isinstance(o, Delete) for o in operations)
+        """The bundle, with a deletion of the skill of least use where it would overfill the bank."""
+        size = len(evidence.bank.skills)
+        size += sum({Add: 1, Delete: -1}.get(type(operation), 0) for operation in operations)
         gone = {operation.name for operation in operations}
         uses = [(lift, name) for name, lift in _uses(evidence.bank, evidence.experiences) if name not in gone]
-        if kept + 1 <= evidence.capacity or not uses or not self.deletions:
+        if size <= evidence.capacity or not uses or not self.deletions:
             return operations
         lift, name = min(uses)
         return [*operations, Delete(name, f"the bank is full and this one helps least ({lift:+.0%})")]

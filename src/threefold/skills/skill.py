@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from threefold.skills.triggers import Trigger
 
@@ -114,6 +115,12 @@ def printable(text: str) -> str:
     goes."""
     kept = (c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "" for c in text)
     return "".join(kept)
+
+
+def one_line(text: Any) -> str:
+    """A text of others as a line that a skill may hold. Three dashes or more become one: they would end the
+    front matter for other readers."""
+    return re.sub("-{3,}", "-", " ".join(printable(str(text)).split()))
 
 
 def _line_problem(value: str) -> str | None:

@@ -29,7 +29,7 @@ from typing import cast
 
 import yaml
 
-from threefold.skills.skill import PREFIX, Skill, SkillError, metadata_key, printable
+from threefold.skills.skill import PREFIX, Skill, SkillError, metadata_key, one_line, printable
 from threefold.skills.triggers import Kind, Trigger, trigger_problem
 
 FIELDS = ("name", "description", "license", "compatibility", "metadata", "allowed-tools")
@@ -134,12 +134,11 @@ def _assemble(
         else:
             line = lines[f"metadata.{PREFIX}{key}"]
             found.append(Problem(line, f"{PREFIX}{key} is {value!r}, it must be a whole number"))
-    others = {key: _one_line(value) for key, value in metadata.items() if not key.startswith(PREFIX)}
-    texts = {key: _one_line(value) for key, value in values.items()}
+    others = {key: _unfolded(value) for key, value in metadata.items() if not key.startswith(PREFIX)}
+    texts = {key: _unfolded(value) for key, value in values.items()}
     if foreign:  # what is only a matter of form in another's file is put into ours
         texts, others = (
-            {key: " ".join(printable(value).split()).replace("---", "-") for key, value in mapping.items()}
-            for mapping in (texts, others)
+            {key: one_line(value) for key, value in mapping.items()} for mapping in (texts, others)
         )
         body = printable(body)
     if found:
@@ -274,7 +273,7 @@ def _front_matter(
     return values, metadata, lines, fatal, odd
 
 
-def _one_line(value: str) -> str:
+def _unfolded(value: str) -> str:
     """A folded or block scalar (`description: >`) as the line that it is."""
     return " ".join(value.split()) if "\n" in value else value
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from threefold.skills.bank import kebab
-from threefold.skills.skill import DESCRIPTION_LIMIT, NAME_LIMIT, Skill, printable
+from threefold.skills.skill import DESCRIPTION_LIMIT, NAME_LIMIT, Skill, one_line, printable
 
 
 def read_skillrl(path: str | Path) -> tuple[list[Skill], list[str]]:
@@ -66,17 +66,17 @@ def _entries(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, dict
     groups += [(f"task_specific_skills.{kind}", str(kind), entries) for kind, entries in tasks.items()]
     for place, kind, entries in groups:
         for index, entry in enumerate(_objects(place, entries)):
-            when = _line(entry.get("when_to_apply") or entry.get("principle", ""))
-            metadata = {"skillrl-id": _line(entry.get("skill_id", ""))} if entry.get("skill_id") else {}
+            when = one_line(entry.get("when_to_apply") or entry.get("principle", ""))
+            metadata = {"skillrl-id": one_line(entry.get("skill_id", ""))} if entry.get("skill_id") else {}
             if kind:
-                when = f"Task type {_line(kind)}: {when}" if when else ""
-                metadata["skillrl-task-type"] = _line(kind)
+                when = f"Task type {one_line(kind)}: {when}" if when else ""
+                metadata["skillrl-task-type"] = one_line(kind)
             body = printable(str(entry.get("principle", ""))).strip()
-            yield f"{place}[{index}]", _line(entry.get("title", "")), when, body, metadata
+            yield f"{place}[{index}]", one_line(entry.get("title", "")), when, body, metadata
     for index, entry in enumerate(_objects("common_mistakes", data.get("common_mistakes", []))):
-        mistake = _line(entry.get("description", ""))
+        mistake = one_line(entry.get("description", ""))
         lines = [
-            f"- Why: {_line(entry.get('why_it_happens', ''))}",
+            f"- Why: {one_line(entry.get('why_it_happens', ''))}",
             printable(str(entry.get("how_to_avoid", ""))),
         ]
         body = "\n".join(reversed([line for line in lines if line.strip(" -Why:")]))
@@ -88,8 +88,3 @@ def _objects(place: str, entries: Any) -> list[Mapping[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{place} must be a list of objects")
     return entries
-
-
-def _line(value: Any) -> str:
-    """One printable line; '---' would end the front matter for other readers."""
-    return " ".join(printable(str(value)).split()).replace("---", "-")

@@ -10,6 +10,7 @@ from trl import GRPOTrainer
 from threefold.credit import CreditEstimator
 from threefold.credit.importance import Importance
 from threefold.credit.losses import check_loss
+from threefold.credit.named_skills import NamedSkills
 from threefold.credit.outcomes import given_credit
 
 
@@ -44,12 +45,14 @@ def check_credit(
             f"{name} credits the turns {turns} of episodes that the trainer plays; give environment=..., or "
             "an estimator that needs no turns"
         )
-    scale = getattr(credit, "scale", trainer.scale_rewards)
+    method = credit.method if isinstance(credit, NamedSkills) else credit
+    scale = getattr(method, "scale", "group")
     if trainer.scale_rewards not in ("group", scale):
-        raise ValueError(
-            f"scale_rewards={trainer.scale_rewards!r} has no effect with credit=, whose scale is {scale!r}; "
-            f"set {name}(scale={trainer.scale_rewards!r}) instead"
-        )
+        name = type(method).__name__
+        own = f"whose scale is {scale!r}; set {name}(scale={trainer.scale_rewards!r}) instead"
+        if not hasattr(method, "scale"):
+            own = f"for {name} has a unit of its own; leave it at 'group'"
+        raise ValueError(f"scale_rewards={trainer.scale_rewards!r} has no effect with credit=, {own}")
 
 
 def check_entrances(*, environment: object, skills: object, others: Mapping[str, object]) -> None:

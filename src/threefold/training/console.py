@@ -244,7 +244,7 @@ class Console:
                     _gain(gain, form) if gain else "",
                 )
         self._console.print(table)
-        count, unit = next(iter(summary["evaluations"]))["problems"], summary["unit"]
+        count, unit = summary["evaluations"][-1]["problems"], summary["unit"]
         self.print(f"{count} held-out {unit}; intervals are bootstrapped over {unit}")
 
     def ended(self, run: Path, report: Path, *, step: int, stopped: bool) -> None:

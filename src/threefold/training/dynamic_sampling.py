@@ -2,8 +2,9 @@
 
 "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", arXiv 2503.14476, section 3.2: sample until
 the batch holds prompts with 0 < right answers < G alone. Here a step generates its batch as always; then, at
-most `max_rounds` times, every dead group is replaced by a group of another prompt. What is still dead after
-that stays in the batch, with advantage 0 under GRPO.
+most `max_rounds` times, every dead group is replaced by a group of the next prompt of a stream (which may be
+one of the batch's: with few problems it soon is). What is still dead after that stays in the batch, with
+advantage 0 under GRPO.
 
 Where we deviate: DAPO over-samples prompts and may drop surplus live groups; here exactly the dead ones are
 replaced, so none is wasted. A group is dead where its outcomes are *equal*, fractional ones included, and
@@ -17,12 +18,14 @@ resumed run goes on where the stream stood. Every episode is counted, also those
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from threefold.credit.normalise import dead_groups
@@ -66,7 +69,13 @@ class PromptStream:
 
     def _row(self, place: int) -> int:
         epoch, index = divmod(place, self.size)
-        return int(np.random.default_rng((self.seed, epoch)).permutation(self.size)[index])
+        return int(_order(self.seed, epoch, self.size)[index])
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The rows of one pass over the data."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,12 @@ def summarise(work: Work, before: Sequence[Any], after: Sequence[Any], step: int
 
 
 def gains_of(work: Work, before: Sequence[Any], after: Sequence[Any]) -> list[dict[str, Any]]:
-    """The paired gain of each score in each mode, as plain JSON values."""
+    """The paired gain of each score in each mode that both have, as plain JSON values."""
     gains = []
-    for first, last in zip(before, after, strict=False):
-        for name in first.scores:
-            gain = work.gain(first, last, name)
+    last_of = {made.mode: made for made in after}
+    for first in before:
+        for name in first.scores if first.mode in last_of else ():
+            gain = work.gain(first, last_of[first.mode], name)
             if gain is not None:
                 interval = {"mean": gain.mean, "low": gain.low, "high": gain.high}
                 gains.append({"score": name, "mode": first.mode, **interval})

@@ -62,6 +62,8 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
     trained = parameters if recipe.model.lora is None else _lora_parameters(model, recipe.model.lora)
     frozen_copy = 0 if recipe.model.lora is not None else parameters * held
     needs: frozenset[str] = frozenset() if checked.prepared.credit is None else checked.prepared.credit.needs
+    scores_initial = "base" in needs or (recipe.training.signals_base and recipe.training.signals_every > 0)
+    follows = bool(recipe.training.trl.get("sync_ref_model"))  # then it is no initial model for long
     fixed = {
         "weights": parameters * held,
         "16-bit copies of the weights": parameters * 2 if checked.autocast else 0,
@@ -69,7 +71,7 @@ def estimate_memory(checked: Checked, config: Any, model: Any) -> MemoryEstimate
         "optimizer (two moments)": 2 * trained * held,
         "reference model (training.kl)": frozen_copy if recipe.training.kl else 0,
         "frozen initial model (signals)": frozen_copy
-        if "base" in needs or (recipe.training.signals_base and recipe.training.signals_every)
+        if scores_initial and (follows or not recipe.training.kl)
         else 0,
         "the engine's weights and cache": _engine_bytes(recipe, parameters),
     }

@@ -225,6 +225,8 @@ def train(
         console.print(f"all {done} steps are trained already; raise training.steps to go on")
     else:
         console.training(recipe.training.steps, done)
+        if checkpoint is not None and main:
+            run.drop_model()
     stopped = False
     try:
         if checkpoint is not None and finished:
@@ -262,7 +264,7 @@ def _build_trainer(prepared: Prepared, run: RunDirectory, console: Console, skil
         callbacks=[StopOnInterrupt()],
         credit=prepared.credit,
         run_dir=run,
-        signals_every=recipe.training.signals_every,
+        signals_every=recipe.training.signals_every * recipe.training.updates_per_step,
         signals_base=recipe.training.signals_base,
         dynamic_sampling=_dynamic_sampling(recipe),
         sampler=sampler,
@@ -386,8 +388,8 @@ def _finish(
     if not launcher.is_first():
         return
     if after:
+        run.write_after(after)  # first of all: it took the longest
         summary = summarise(prepared.work, before, after, step)
-        run.write_after(after)
         run.write_evaluation(summary)
         if prepared.recipe.evaluation.every:
             run.append_metrics(step, as_metrics(after), split="held_out")

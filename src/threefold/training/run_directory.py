@@ -35,7 +35,8 @@ from threefold.trajectory import Credited, to_json
 ROLLOUT_BYTES = 64 * 2**20
 """A rollouts file is rotated when it has grown past this."""
 ROLLOUT_FILES = 8
-"""Rotated files that are kept; the oldest is dropped, so a run's rollouts stay under about 600 MB."""
+"""Files that are kept, the one being written included; the oldest is dropped, so a run's rollouts stay under
+about 600 MB."""
 BASE_FOLDER = "base"
 """Folder of the warm-started weights that a run's LoRA adapter belongs to."""
 
@@ -85,6 +86,10 @@ class RunDirectory:
         _keep_lines(self.path / "metrics.jsonl", lambda line: int(json.loads(line)["step"]) <= step)
         for rollouts in self.path.glob("rollouts*.jsonl"):
             _keep_lines(rollouts, lambda line: int(json.loads(line)["step"]) <= step)
+
+    def drop_model(self) -> None:
+        """Forget the finished model: training goes on, and until it ends again a checkpoint is the newest."""
+        shutil.rmtree(self.path / "model", ignore_errors=True)
 
     def write_config(self, text: str) -> None:
         (self.path / "config.yaml").write_text(text, encoding="utf-8")

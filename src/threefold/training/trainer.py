@@ -95,8 +95,8 @@ class ThreefoldTrainer(TrlSeam):
         limits (`Limits`, *optional*): Bounds of an environment's episodes.
         tasks (mapping, *optional*): The environment's `Task` by the column `id` of the dataset rows. By
             default a row's columns are the task's fields.
-        signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many steps for
-            the diagnostics even where the estimator does not need them; 0 never.
+        signals_every (`int`, defaults to 0): Measure entropies and log-probabilities every so many optimizer
+            updates for the diagnostics even where the estimator does not need them; 0 never.
         signals_base (`bool`, defaults to False): Score the frozen initial model too at these steps, so that
             the entropy on critical tokens is measured for every method alike. With full fine-tuning it holds
             a second copy of the weights.
@@ -192,8 +192,8 @@ class ThreefoldTrainer(TrlSeam):
             environment_factory=environment_factory,
         )
         self._bank_play = BankPlay(skills, self.accelerator) if skills is not None else None
+        self._base_fingerprint = fingerprint(frozen)  # before it may be divided among processes
         self._frozen_base = self._prepare_frozen(frozen) if frozen is not None else None
-        self._base_fingerprint = fingerprint(self._frozen_base)
         if credit is not None:
             checks.check_credit(credit, self, self._weights, plays=environment is not None)
             if "self_certainty" in credit.needs:
@@ -483,13 +483,14 @@ class ThreefoldTrainer(TrlSeam):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Ours first: TRL writes last the file by which a checkpoint is known to be whole."""
-        parts = (self.credit, self.run_directory, self.dynamic_sampling, self._bank_play)
+        # Whatever has episodes counted: their groups' numbers give environments their seeds.
+        parts = (self.credit, self.run_directory, self._environment, self.dynamic_sampling)
         if self.args.should_save and any(part is not None for part in parts):
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             state = {
                 "groups_seen": self._groups_seen,
-                "base_fingerprint": self._base_fingerprint,
+                "base_checksum": self._base_fingerprint,
                 "prompts_drawn": self._stream.drawn if self._stream is not None else 0,
                 "episodes_generated": self._episodes_generated,
             }
@@ -520,7 +521,8 @@ class ThreefoldTrainer(TrlSeam):
         if self._stream is not None:
             self._stream.drawn = state.get("prompts_drawn", 0)
             self._episodes_generated = state.get("episodes_generated", 0)
-        if state["base_fingerprint"] != self._base_fingerprint:
+        # Checkpoints of before have a sum of floats, which another machine gives otherwise.
+        if state.get("base_checksum", self._base_fingerprint) != self._base_fingerprint:
             raise ValueError(
                 f"the frozen base of this trainer is not the one that {checkpoint} was trained against; "
                 "build the trainer from the initial weights (or pass them as base_model=) and resume with "

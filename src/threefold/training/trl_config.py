@@ -25,11 +25,15 @@ def weights_dtype(recipe: Recipe) -> tuple[Any, bool]:
 
 
 def trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) -> Any:
-    """TRL's GRPOConfig for a recipe; `training.trl` may set any field that is not derived here."""
+    """TRL's GRPOConfig for a recipe, which counts optimizer updates where a recipe counts steps;
+    `training.trl` may set any field that is not derived here."""
     import torch
     from trl import GRPOConfig
 
     recipe, plan, training = prepared.recipe, prepared.plan, prepared.recipe.training
+    updates, scheduler = plan.updates_per_step, training.lr_scheduler
+    if scheduler == "constant" and training.warmup_steps:  # transformers' "constant" warms nothing up
+        scheduler = "constant_with_warmup"
     derived = {
         "output_dir": output_dir,
         "per_device_train_batch_size": plan.micro_batch,
@@ -37,10 +41,10 @@ def trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) -> 
         "steps_per_generation": plan.steps_per_generation,
         "num_generations": plan.group_size,
         "max_completion_length": plan.max_completion_tokens,
-        "max_steps": training.steps * plan.updates_per_step,
+        "max_steps": training.steps * updates,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.lr_scheduler,
-        "warmup_steps": training.warmup_steps,
+        "lr_scheduler_type": scheduler,
+        "warmup_steps": training.warmup_steps * updates,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "beta": training.kl,
@@ -51,10 +55,11 @@ def trl_config(prepared: Prepared, output_dir: str, dtype: tuple[Any, bool]) -> 
         "temperature": training.temperature,
         "mask_truncated_completions": training.mask_truncated,
         "gradient_checkpointing": training.gradient_checkpointing,
-        "scale_rewards": recipe.credit.scale or "group",
+        # An estimator has its scale itself.
+        "scale_rewards": (prepared.credit is None and recipe.credit.scale) or "group",
         "reward_weights": list(prepared.work.rewards.values()),
         "save_strategy": "steps",
-        "save_steps": training.save_every or training.steps * plan.updates_per_step,
+        "save_steps": (training.save_every or training.steps) * updates,
         "save_total_limit": training.keep_checkpoints,
         "seed": recipe.run.seed,
         "bf16": dtype[1],

@@ -96,7 +96,8 @@ class Work(Protocol):
         ...
 
     def gain(self, before: Any, after: Any, score: str) -> Interval | None:
-        """Paired gain between two evaluations; None where nothing can be compared."""
+        """Paired gain between two evaluations; None where nothing can be compared, as between those of
+        different tasks."""
         ...
 
     def close(self) -> None:
@@ -215,6 +216,8 @@ class Problems:
     def gain(self, before: Any, after: Any, score: str) -> Interval | None:
         from threefold.evaluation.evaluate import paired_gain
 
+        if (before.problem_ids, before.temperature) != (after.problem_ids, after.temperature):
+            return None  # a resumed run may measure otherwise than it began
         return paired_gain(before, after, score)
 
     def close(self) -> None:
@@ -331,6 +334,8 @@ class Episodes:
     def gain(self, before: Any, after: Any, score: str) -> Interval | None:
         from threefold.evaluation.episodes import paired_gain
 
+        if (before.task_ids, before.temperature) != (after.task_ids, after.temperature):
+            return None  # a resumed run may measure otherwise than it began
         return paired_gain(before, after, score)
 
     def close(self) -> None:

@@ -81,8 +81,8 @@ def room(number: int) -> Room:
     if kind is None:
         raise ValueError(f"there is no floor plan {number}; see threefold.envs.household.rooms")
     folder = resources.files("alfworld.gen") / "layouts"
-    located = json.loads((folder / f"FloorPlan{number}-openable.json").read_text())
-    names: list[str] = json.loads((folder / f"FloorPlan{number}-objects.json").read_text())
+    located = json.loads((folder / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
+    names: list[str] = json.loads((folder / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8"))
     standing = tables.RECEPTACLES - set(tables.MOVABLE_RECEPTACLES)
     found = {identity: _kind(identity) for identity in located}
     found = {identity: kind for identity, kind in found.items() if kind in standing}

