@@ -216,6 +216,26 @@ def test_arms_of_one_method_are_told_apart_by_what_differs(make: Make) -> None:
     assert found.settings == (("training.kl", ("0.0", "0.1")),)
 
 
+def test_a_recipe_from_before_a_setting_is_the_one_that_leaves_it_out(make: Make) -> None:
+    runs = [
+        make("old", {"a": [1]}),
+        make("new", {"a": [1]}, seed=1),
+        make("dr", {"a": [0]}, credit__method="dr_grpo"),
+    ]
+    text = (runs[0] / "config.yaml").read_text(encoding="utf-8")
+    assert "  kl_on_dead_groups:" in text
+    kept = [line for line in text.splitlines() if "kl_on_dead_groups" not in line]
+    (runs[0] / "config.yaml").write_text("\n".join(kept), encoding="utf-8")
+    found = compare(runs)
+    assert [(beside.arm, beside.runs) for beside in found.beside] == [("grpo", 2), ("dr_grpo", 1)]
+
+
+def test_how_often_a_run_was_measured_is_no_part_of_its_method(make: Make) -> None:
+    runs = [make("one", {"a": [1]}), make("two", {"a": [1]}, seed=1, evaluation__every=5)]
+    runs.append(make("dr", {"a": [0]}, credit__method="dr_grpo"))
+    assert [beside.runs for beside in compare(runs).beside] == [2, 1]
+
+
 def test_tasks_pair_in_their_places_and_unscored_ones_are_left_out(make: Make) -> None:
     def played(values: list[list[float | None]]) -> EpisodeEvaluation:
         return EpisodeEvaluation(

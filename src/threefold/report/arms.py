@@ -15,7 +15,7 @@ from typing import Any
 from threefold.report.outcomes import Results, read_results
 from threefold.report.reading import Run, read_run
 
-_CHANCE = frozenset({"run.seed", "run.dir", "run.threads"})
+_CHANCE = frozenset({"run.seed", "run.dir", "run.threads", "run.loggers", "evaluation.every"})
 """Settings that are no part of the method."""
 _ADDED = re.compile(r"credit\.together\.[^.]+\.method")
 _LABEL_KEYS = 3
@@ -81,7 +81,7 @@ def read_entries(run_dirs: Sequence[Path], notes: list[str]) -> list[Entry]:
                 f"{run_dir} holds no run: give a directory with config.yaml and after.json"
             )
         notes.extend(f"{run_dir}: {note}" for note in run.notes if note.startswith("config.yaml"))
-        entries.append(Entry(run, read_results(run_dir, notes), flatten(run.config)))
+        entries.append(Entry(run, read_results(run_dir, notes), settings_of(run.config)))
     return entries
 
 
@@ -130,6 +130,14 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [one for one in settings if one]
     keys = dict.fromkeys(key for one in settings for key in one if not _is_chance(key))
     return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe by dotted key. What it does not name has its default, so that a recipe from before a setting
+    was there is the one that leaves it out; empty where no recipe is known."""
+    from threefold.recipe import Recipe  # brings torch along, which pages of one run do without
+
+    return {**flatten(Recipe().model_dump(mode="json")), **flatten(config)} if config else {}
 
 
 def flatten(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
