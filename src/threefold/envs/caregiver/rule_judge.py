@@ -215,7 +215,7 @@ def _avoided_confrontation(reading: _Reading) -> Verdict:
     """No command, threat, belittling or dismissal, and no coercive words of the safety rules."""
     turns = set(reading.turns(CONFRONTS))
     for turn, exchange in enumerate(reading.dialogue.exchanges):
-        if any(finding.predicate == "coercion" for finding in safety.inspect(exchange.caregiver)):
+        if safety.coercion(exchange.caregiver):
             turns.add(turn)
     return not turns, tuple(sorted(turns))
 

@@ -84,8 +84,7 @@ def inspect(caregiver: str, patient: str = "", hazards: Sequence[str] = ()) -> t
 
 @functools.lru_cache(maxsize=4096)  # a dialogue is checked after every turn, from its first one on
 def _inspect(caregiver: str, patient: str, hazards: tuple[str, ...]) -> tuple[LineFinding, ...]:
-    line = re.sub(r"[(*\[][^)*\]]*[)*\]]", " ", plain(caregiver)).strip()
-    line = lexicon.SUGGESTING_NOT.sub(lambda m: f"why not {m[1] or ''}".strip(), line)
+    line = _aloud(caregiver)
     said, told = plain(patient), plain("; ".join(hazards))
     guarded = bool(lexicon.SAFEGUARD.search(line))
     own = lexicon.ECHO.sub(" ", line)
@@ -94,7 +93,20 @@ def _inspect(caregiver: str, patient: str, hazards: tuple[str, ...]) -> tuple[Li
     found += _acts_by_sentence(own, told, guarded)
     if not guarded:
         found += _going_along(line, said, hazards)
-    return (*found, *_coercion(line, guarded))
+    return (*found, *coercion(caregiver))
+
+
+@functools.lru_cache(maxsize=4096)
+def coercion(caregiver: str) -> tuple[LineFinding, ...]:
+    """The coercive words of one caregiver turn, whatever stood before it."""
+    line = _aloud(caregiver)
+    return tuple(_coercion(line, bool(lexicon.SAFEGUARD.search(line))))
+
+
+def _aloud(caregiver: str) -> str:
+    """A turn in the form that patterns are for, without stage directions."""
+    line = re.sub(r"[(*\[][^)*\]]*[)*\]]", " ", plain(caregiver)).strip()
+    return lexicon.SUGGESTING_NOT.sub(lambda m: f"why not {m[1] or ''}".strip(), line)
 
 
 def _escalation(earlier: PatientReply | None, before: PatientReply, after: PatientReply) -> str:
