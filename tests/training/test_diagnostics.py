@@ -60,6 +60,17 @@ def test_dead_groups_and_where_the_gradient_comes_from() -> None:
     assert "ISPO revived 1, 27% of the gradient's weight" in words
 
 
+def test_advantages_of_tokens_are_summed_up_over_trained_tokens_alone() -> None:
+    """Padding is no token: the same episodes beside a longer one have the same figures."""
+    values_BT = torch.tensor([[1.0, 3.0], [5.0, -99.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    told = Advantages(values=values_BT, outcome_B=OUTCOME_B, reward_B=OUTCOME_B)
+    figures = diagnose(_batch(), told, OUTCOME_B)
+    trained = [1.0, 3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    assert figures["signal/advantage_mean"] == pytest.approx(sum(trained) / 11)
+    assert figures["signal/advantage_std"] == pytest.approx(float(torch.tensor(trained).std(unbiased=False)))
+    assert figures["signal/advantage_max"] == 5
+
+
 def test_words_do_not_say_revived_where_no_token_has_an_advantage() -> None:
     """Group 0's rewards differ, but its advantages do not; then no group's do."""
     rewards = [1.0, 1.005, 0.0, 0.0, 1.0, 0.0]

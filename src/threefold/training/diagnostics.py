@@ -52,9 +52,7 @@ def diagnose(
         "signal/dead_all_right": _share(dead_B & _group_any(right_B, batch.group_B), first_B),
         "signal/dead_all_wrong": _share(dead_B & ~_group_any(right_B, batch.group_B), first_B),
         "signal/unscorable": float((~scored_B).float().mean()),
-        "signal/advantage_mean": float(advantages.values.float().mean()),
-        "signal/advantage_std": float(advantages.values.float().std(unbiased=False)),
-        "signal/advantage_max": float(advantages.values.abs().max()),
+        **_spread(advantages.values, batch.mask_BT),
         "signal/trained_tokens": float(batch.mask_BT.sum()),
         "signal/effective_tokens": float((weight_BT > 0).sum()),
     }
@@ -211,6 +209,19 @@ def _why_zero(figures: dict[str, float], dead: int, groups: int) -> str:
     if dead == groups:
         return "all members of every group have the same outcome; choose problems nearer the model's ability"
     return "the rewards of every group are equal"
+
+
+def _spread(values: Tensor, mask_BT: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and largest magnitude of the advantages: an entry an episode, or a trained
+    token."""
+    values = (values if values.dim() == 1 else values[mask_BT.bool()]).float()
+    if not len(values):  # no token is trained
+        values = values.new_zeros(1)
+    return {
+        "signal/advantage_mean": float(values.mean()),
+        "signal/advantage_std": float(values.std(unbiased=False)),
+        "signal/advantage_max": float(values.abs().max()),
+    }
 
 
 def _token_advantages(values: Tensor, mask_BT: Tensor) -> Tensor:
