@@ -261,6 +261,8 @@ def test_an_edited_lookup_says_what_distress_is_from_the_opening_on(tmp_path) ->
         ("rules", "rules.yaml", ("name: pull, value: 0.3", "name: pull, value: 0.2"), "of version rules-1"),
         ("labels", "tiers.yaml", ("version: t2grpo-1", ""), "version"),
         ("rules", "rules.yaml", ("elderspeak", "elderspeek"), "elderspeak"),
+        ("rules", "rules.yaml", ("version: rules-1", "version: 'rules"), "is not valid YAML"),
+        ("labels", "tiers.yaml", ("version: t2grpo-1", "version: 't2grpo"), "is not valid YAML"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(tmp_path, option, name, change, message) -> None:

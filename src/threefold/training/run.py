@@ -355,7 +355,10 @@ def _measure_in_between(
 ) -> None:
     """Have the trainer evaluate every so many steps, where the recipe asks for it and the model is whole."""
     settings, updates = prepared.recipe.evaluation, prepared.recipe.training.updates_per_step
-    if not settings.every or not can_evaluate(trainer):
+    if not settings.every:
+        return
+    if not can_evaluate(trainer):
+        console.print("a sharded model is not evaluated in between; evaluation.every has no effect")
         return
 
     def measure(update: int) -> None:

@@ -140,7 +140,10 @@ def _says(keywords: Sequence[Keyword], utterance: str) -> bool:
 
 
 def _parse(text: str, source: str) -> Lookup:
-    data = yaml.safe_load(text)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):
         raise ValueError(f"{source}: a table of labels is a mapping, see the shipped tiers.yaml")
     for part in ("version", "labels", "distress_keywords", "refusal_keywords"):

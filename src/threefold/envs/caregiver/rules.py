@@ -184,7 +184,10 @@ def _exceptions(keyword: Keyword) -> str:
 
 
 def _parse(text: str, source: str) -> Rules:
-    data = yaml.safe_load(text)
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping) or set(data) != {"version", "effects", "constants"}:
         raise ValueError(f"{source}: a table of rules has the parts version, effects and constants")
     effects: dict[Act, Effect] = {}
