@@ -133,12 +133,6 @@ class Environment(_Part):
     workers: int | None = Field(None, ge=0)
     """Processes that episodes are played in; 0 plays them in this one, None leaves it to the environment."""
 
-    @model_validator(mode="after")
-    def _named(self) -> Environment:
-        if self.name is None and (self.options or self.rewards or self.instruction):
-            raise ValueError("options, rewards and instruction are of an environment, and name names none")
-        return self
-
 
 class WarmStart(_Part):
     """Supervised training on an environment's demonstrations before reinforcement learning starts."""

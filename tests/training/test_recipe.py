@@ -213,11 +213,3 @@ def test_numbers_in_scientific_notation_are_numbers_and_quoted_ones_are_text(tmp
     assert recipe.model.revision == "7e3"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(path) == recipe
-
-
-@pytest.mark.parametrize(
-    "left", [{"options": {"turns": 3}}, {"rewards": {"success": 1.0}}, {"instruction": "x"}]
-)
-def test_settings_of_an_environment_that_nobody_names_are_refused(left):
-    with pytest.raises(RecipeError, match=r"environment.*name names none"):
-        parse_recipe({"environment": left})
